@@ -1,0 +1,1 @@
+"""BLIP's method: MED, its objectives, CapFilt and the corpus. Knows nothing of Prefect."""

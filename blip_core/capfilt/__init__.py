@@ -1,0 +1,1 @@
+"""Captioner, Filter, and both over one shard."""

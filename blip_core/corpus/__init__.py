@@ -1,0 +1,1 @@
+"""The corpus: schemas, selection by SQL, the DuckDB catalog."""

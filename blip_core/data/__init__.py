@@ -1,0 +1,1 @@
+"""URL tables, shards, images and training streams."""

@@ -1,0 +1,1 @@
+"""Retrieval, captioning, the audit against known truth, and the report."""

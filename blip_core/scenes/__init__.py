@@ -1,0 +1,1 @@
+"""A small synthetic web with known truth: the embedded default."""

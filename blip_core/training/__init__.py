@@ -1,0 +1,1 @@
+"""One training loop; pre-training and fine-tuning are settings of it."""

@@ -1,0 +1,138 @@
+"""The workspace: where everything that a project makes lies (drawn in docs/workspace.md)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip_core.errors import WorkspaceError
+from blip_core.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of the whole cycle: the paths of what it makes."""
+
+    number: int
+    root: Path
+
+    @property
+    def med(self) -> Path:
+        return self.root / "med"
+
+    @property
+    def captioner(self) -> Path:
+        return self.root / "captioner"
+
+    @property
+    def filter(self) -> Path:
+        return self.root / "filter"
+
+    @property
+    def retrained(self) -> Path:
+        """The MED trained from scratch on the corpus and the human pairs."""
+        return self.root / "retrained"
+
+    @property
+    def retrained_raw(self) -> Path:
+        """The MED trained for the same number of steps on the raw web pairs and the human pairs."""
+        return self.root / "retrained-raw"
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "annotations"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def corpus(self) -> Path:
+        return self.root / "corpus"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON-lines file of training metrics for each model: `metrics/<model>.jsonl`."""
+        return self.root / "metrics"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def seconds(self) -> Path:
+        """Seconds of work that each step took, over all runs of the round."""
+        return self.root / "seconds.json"
+
+    def add_seconds(self, step: str, seconds: float) -> None:
+        """Adds time to a step's account; a step that is run again in parts sums up."""
+        account = read_json(self.seconds) if self.seconds.exists() else {}
+        account[step] = round(account.get(step, 0.0) + seconds, 3)
+        write_json(self.seconds, account)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The root folder of a project, and the names of what lies in it."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Workspace":
+        """Makes the root if it is missing. Raises WorkspaceError where it cannot be written."""
+        if "://" in str(root):
+            raise WorkspaceError(f"workspace {root}: must be a folder on this machine, not a URL")
+        path = Path(root).expanduser().resolve()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkspaceError(f"workspace {path}: cannot be made ({error.strerror}); name a folder") from error
+        probe = path / f".probe.{os.getpid()}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise WorkspaceError(f"workspace {path}: cannot be written ({error.strerror})") from error
+        return cls(path)
+
+    @classmethod
+    def existing(cls, root: str | Path) -> "Workspace":
+        """The workspace at `root`. Raises WorkspaceError where there is none, and makes nothing."""
+        path = Path(root).expanduser().resolve()
+        if not (path / "shards").is_dir() and not (path / "rounds").is_dir():
+            raise WorkspaceError(f"workspace {path}: not found (it would hold a folder named shards or rounds)")
+        return cls(path)
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
+    def plans(self) -> Path:
+        """The input rows of the shards that are still to be fetched."""
+        return self.root / ".plans"
+
+    @property
+    def catalog(self) -> Path:
+        return self.root / "catalog.duckdb"
+
+    @property
+    def prefect_home(self) -> Path:
+        return self.root / ".prefect"
+
+    def shard(self, name: str) -> Path:
+        return self.shards / f"{name}.parquet"
+
+    def shard_paths(self) -> list[Path]:
+        """All shards, by name."""
+        return sorted(self.shards.glob("*.parquet"))
+
+    def round(self, number: int) -> Round:
+        return Round(number, self.root / "rounds" / f"{number:04d}")
+
+    def round_numbers(self) -> list[int]:
+        folders = (self.root / "rounds").glob("[0-9][0-9][0-9][0-9]")
+        return sorted(int(folder.name) for folder in folders if folder.is_dir())
