@@ -42,10 +42,6 @@ class Round:
         return self.root / "annotations"
 
     @property
-    def embeddings(self) -> Path:
-        return self.root / "embeddings"
-
-    @property
     def corpus(self) -> Path:
         return self.root / "corpus"
 

@@ -1,0 +1,48 @@
+"""The Captioner: writes synthetic texts for web images (BLIP, section 3.3), by nucleus sampling by default."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip_core.med.checkpoint import load_med
+from blip_core.med.generation import GenerationConfig, generate
+from blip_core.med.med import MED
+from blip_core.med.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A MED fine-tuned with LM."""
+
+    med: MED
+    tokenizer: Tokenizer
+    digest: str
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> "Captioner":
+        """From a checkpoint folder. Raises CheckpointError as `load_med` does."""
+        loaded = load_med(folder, device)
+        return cls(loaded.med, loaded.tokenizer, loaded.digest)
+
+    @torch.inference_mode()
+    def caption(
+        self, images: Tensor, generation: GenerationConfig, seeds: Sequence[Sequence[int]]
+    ) -> list[list[tuple[str, float]]]:
+        """Captions of images, each image encoded once.
+
+        Args:
+            images: (B, 3, S, S), normalised.
+            generation: how to decode.
+            seeds: for each image the seeds of its captions, which say how many there are.
+
+        Returns:
+            For each image its captions: text and mean token log-probability.
+        """
+        features = self.med.encode_image(images)
+        counts = torch.tensor([len(row) for row in seeds], device=features.device)
+        repeated = features.repeat_interleave(counts, dim=0)
+        flat = iter(generate(self.med, self.tokenizer, repeated, generation, [seed for row in seeds for seed in row]))
+        return [[next(flat) for _ in row] for row in seeds]

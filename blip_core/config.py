@@ -1,0 +1,141 @@
+"""BootstrapConfig: one model for the YAML file, the command line and the Prefect UI's form.
+
+It composes the plain dataclasses that stand beside what they configure. Validated once, here; inside the
+project plain values are passed on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from blip_core.capfilt.annotate import AnnotateConfig
+from blip_core.corpus.selection import PublishConfig
+from blip_core.data.download import DownloadConfig
+from blip_core.data.tables import PairTable, WebTable
+from blip_core.errors import ConfigError
+from blip_core.evaluation.heldout import EvaluationConfig
+from blip_core.med.generation import GenerationConfig
+from blip_core.med.med import MEDConfig
+from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.settings import Settings, setting
+from blip_core.training.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Checkpoints(Settings):
+    """Models that are given, not trained."""
+
+    captioner: str | None = setting(None, "folder of a Captioner's checkpoint; null: the round's own")
+    filter: str | None = setting(None, "folder of a Filter's checkpoint; null: the round's own")
+
+
+class BootstrapConfig(BaseModel):
+    """Everything that one round of bootstrapping needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workspace: str = Field(description="folder that everything is written to", min_length=1)
+    round: int = Field(1, description="number of the round", ge=1, le=9999)
+    seed: int = Field(0, description="decides weights, order and sampling", ge=0, lt=2**31)
+    web: WebTable = Field(description="the web pairs: URLs and their web texts")
+    human: PairTable | None = Field(None, description="the human pairs, which every training but `clean` needs")
+    held_out: PairTable | None = Field(None, description="human pairs to evaluate on, never trained on")
+    truth: str | None = Field(None, description="known truth of synthetic scenes, read by the audit alone")
+    download: DownloadConfig = Field(DownloadConfig(), description="how images are fetched")
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="the word pieces")
+    med: MEDConfig = Field(MEDConfig(), description="the sizes of the model")
+    pretrain: TrainConfig = Field(TrainConfig(), description="pre-training on web and human pairs")
+    captioner: TrainConfig = Field(TrainConfig(), description="fine-tuning of the Captioner on human pairs")
+    filter: TrainConfig = Field(TrainConfig(), description="fine-tuning of the Filter on human pairs")
+    retrain: TrainConfig = Field(TrainConfig(), description="training from scratch on corpus and human pairs")
+    compare_raw: bool = Field(True, description="train the same budget on the raw web pairs too, to compare with")
+    generation: GenerationConfig = Field(GenerationConfig(), description="how synthetic texts are decoded")
+    annotate: AnnotateConfig = Field(AnnotateConfig(), description="captioning and scoring of the shards")
+    publish: PublishConfig = Field(PublishConfig(), description="what the corpus keeps")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="evaluation on the held-out pairs")
+    checkpoints: Checkpoints = Field(Checkpoints(), description="models that are given, not trained")
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> BootstrapConfig:
+    """Reads a YAML file into a BootstrapConfig.
+
+    Relative paths of tables, truth and checkpoints are read from the file's folder, the workspace's from the
+    current one.
+
+    Args:
+        path: the YAML file.
+        overrides: values by dotted key, such as {"pretrain.steps": "500"}; strings are read as YAML.
+
+    Raises ConfigError, naming file and key, for a missing or unreadable file, an unknown key or a bad value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"configuration {path}: cannot be read as YAML ({reason})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path}: must be a mapping of keys to values")
+    for key, value in (overrides or {}).items():
+        _set(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
+    _resolve_paths(values, path.resolve().parent)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> BootstrapConfig:
+    """Validates plain values. Raises ConfigError naming the keys that are wrong and why."""
+    try:
+        config = BootstrapConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+    config.med.architecture()
+    return config
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key}: unknown key; the keys there are {_known_keys(problem['loc'][:-1])}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing, and it has no default"
+    return f"{key}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (found {problem['input']!r:.80})"
+
+
+def _known_keys(section: tuple[Any, ...]) -> str:
+    known: Any = BootstrapConfig.model_json_schema()
+    definitions = known["$defs"]
+    for part in section:
+        known = known.get("properties", {}).get(part, {})
+        reference = next((option["$ref"] for option in [known, *known.get("anyOf", [])] if "$ref" in option), "")
+        known = definitions.get(reference.rpartition("/")[2], known)
+    return ", ".join(known.get("properties", {}))
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {section} is a value, not a section of settings")
+        values = inner
+    values[last] = value
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Makes relative paths absolute, from the configuration's folder."""
+    for section, keys in (("web", ["path"]), ("human", ["path"]), ("held_out", ["path"])):
+        _resolve(values.get(section), keys, folder)
+    _resolve(values.get("checkpoints"), ["captioner", "filter"], folder)
+    _resolve(values, ["truth"], folder)
+
+
+def _resolve(section: Any, keys: list[str], folder: Path) -> None:
+    if not isinstance(section, dict):
+        return
+    for key in keys:
+        value = section.get(key)
+        if isinstance(value, str) and "://" not in value:
+            section[key] = str(folder / Path(value).expanduser())

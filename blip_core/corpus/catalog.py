@@ -1,0 +1,190 @@
+"""The DuckDB catalog: views over the workspace's files, so that a question about the corpus is one SELECT.
+
+The catalog holds no data. Its paths are relative to the workspace, so any DuckDB client that is started in
+that folder can open it, and it stands in place of the last one in one atomic step.
+"""
+
+# ruff: noqa: S608  (a view cannot take parameters; every value that is put into it is quoted, or a number of ours)
+
+import glob
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from blip_core.corpus.schemas import ANNOTATION_SCHEMA, COLUMN_MEANINGS, CORPUS_SCHEMA
+from blip_core.data.shards import SHARD_SCHEMA
+from blip_core.errors import WorkspaceError
+from blip_core.files import atomic_file, read_json
+from blip_core.workspace import Workspace
+
+VIEW_MEANINGS = {
+    "images": "every input row, one image each: as downloaded, or the reason why it failed",
+    "annotations": "every candidate of every round, with its scores",
+    "corpus": "the candidates that passed in the promoted round, and the human pairs",
+    "rounds": "the rounds and their numbers",
+    "training_metrics": "the losses of every training, by step",
+}
+
+# The DuckDB types of an empty view's columns.
+SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.binary(): "BLOB",
+    pa.int8(): "TINYINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+}
+
+METRIC_TYPES = {
+    "model": "VARCHAR",
+    "step": "BIGINT",
+    "epoch": "BIGINT",
+    "loss": "DOUBLE",
+    "itc": "DOUBLE",
+    "itm": "DOUBLE",
+    "lm": "DOUBLE",
+    "learning_rate": "DOUBLE",
+    "images_per_second": "DOUBLE",
+    "seconds": "DOUBLE",
+}
+
+# Columns of the view `rounds`: where each number stands in evaluation.json.
+ROUND_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "web_noise": ("audit", "web_noise"),
+    "corpus_noise": ("audit", "corpus_noise"),
+    "filter_auc": ("audit", "filter_auc"),
+    **{
+        f"{name}{suffix}": (*path[:1], model, *path[1:])
+        for suffix, model in (("", "retrained"), ("_raw", "retrained-raw"))
+        for name, path in {
+            "image_to_text_r1": ("retrieval", "image_to_text", "r1"),
+            "text_to_image_r1": ("retrieval", "text_to_image", "r1"),
+            "bleu4": ("captioning", "bleu4"),
+            "cider": ("captioning", "cider"),
+        }.items()
+    },
+}
+
+
+def promoted_round(workspace: Workspace) -> int | None:
+    """The round whose corpus the catalog shows: the promoted one, else the last one that has a corpus."""
+    promotion = workspace.root / "promoted.json"
+    if promotion.exists():
+        value = read_json(promotion)
+        if not isinstance(value, dict) or not isinstance(value.get("round"), int):
+            raise WorkspaceError(f'{promotion}: must be {{"round": N}}, not {json.dumps(value)}')
+        return value["round"]
+    published = [number for number in workspace.round_numbers() if _any(workspace.round(number).corpus)]
+    return max(published, default=None)
+
+
+def build_catalog(workspace: Workspace) -> Path:
+    """Writes `catalog.duckdb` anew and returns its path. Call it again when a step has written its first part.
+
+    Raises WorkspaceError where the workspace cannot be written or promoted.json is torn.
+    """
+    with atomic_file(workspace.catalog) as temporary, duckdb.connect(temporary) as connection:
+        # The views are bound while they are made, from wherever this process runs.
+        connection.execute(f"SET file_search_path = {quoted(str(workspace.root))}")
+        create_views(connection, workspace, folder="")
+    return workspace.catalog
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, workspace: Workspace, folder: str) -> None:
+    """Makes the views and their comments. `folder` stands before every path: '' or the workspace with a slash."""
+    folder = glob.escape(folder)
+    promoted = promoted_round(workspace)
+    definitions = {
+        "images": _images(workspace, folder),
+        "annotations": _annotations(workspace, folder),
+        "corpus": _corpus(workspace, folder, promoted),
+        "rounds": _rounds(workspace, promoted),
+        "training_metrics": _training_metrics(workspace, folder),
+    }
+    for view, definition in definitions.items():
+        connection.execute(f"CREATE VIEW {view} AS {definition}")
+        connection.execute(f"COMMENT ON VIEW {view} IS {quoted(VIEW_MEANINGS[view])}")
+        for column in connection.table(view).columns:
+            if column in COLUMN_MEANINGS:
+                meaning = quoted(COLUMN_MEANINGS[column])
+                connection.execute(f'COMMENT ON COLUMN {view}."{column}" IS {meaning}')
+
+
+def quoted(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _images(workspace: Workspace, folder: str) -> str:
+    if not _any(workspace.shards):
+        return _empty({"shard": "VARCHAR", **_types(SHARD_SCHEMA)})
+    parts = quoted(f"{folder}shards/*.parquet")
+    return f"SELECT parse_filename(filename, true) AS shard, * EXCLUDE (filename) FROM {_parquet(parts)}"
+
+
+def _annotations(workspace: Workspace, folder: str) -> str:
+    if not any(_any(workspace.round(number).annotations) for number in workspace.round_numbers()):
+        return _empty({**_types(ANNOTATION_SCHEMA), "round": "INTEGER"})
+    parts = quoted(f"{folder}rounds/*/annotations/*.parquet")
+    return f"SELECT * EXCLUDE (filename), {_round_of('filename')} AS round FROM {_parquet(parts)}"
+
+
+def _corpus(workspace: Workspace, folder: str, promoted: int | None) -> str:
+    if promoted is None or not _any(workspace.round(promoted).corpus):
+        return _empty(_types(CORPUS_SCHEMA))
+    return f"SELECT * FROM read_parquet({quoted(f'{folder}rounds/{promoted:04d}/corpus/*.parquet')})"
+
+
+def _rounds(workspace: Workspace, promoted: int | None) -> str:
+    types = {"round": "INTEGER", "promoted": "BOOLEAN", **dict.fromkeys(ROUND_NUMBERS, "DOUBLE")}
+    rows = []
+    for number in workspace.round_numbers():
+        evaluation = workspace.round(number).evaluation
+        numbers = read_json(evaluation) if evaluation.exists() else {}
+        values = [number, number == promoted, *(_lookup(numbers, path) for path in ROUND_NUMBERS.values())]
+        literals = ("NULL" if value is None else str(value) for value in values)
+        rows.append(f"({', '.join(literals)})")
+    if not rows:
+        return _empty(types)
+    columns = ", ".join(f"{name}::{kind} AS {name}" for name, kind in types.items())
+    return f"SELECT {columns} FROM (VALUES {', '.join(rows)}) AS numbers({', '.join(types)})"
+
+
+def _training_metrics(workspace: Workspace, folder: str) -> str:
+    if not any(_any(workspace.round(number).metrics, "*.jsonl") for number in workspace.round_numbers()):
+        return _empty({"round": "INTEGER", **METRIC_TYPES})
+    files = quoted(f"{folder}rounds/*/metrics/*.jsonl")
+    # The last line of a file that is being written may be torn: it is a row of nulls, and passed over.
+    read = f"read_ndjson({files}, columns = {METRIC_TYPES!r}, filename = true, ignore_errors = true)"
+    return f"SELECT {_round_of('filename')} AS round, * EXCLUDE (filename) FROM {read} WHERE step IS NOT NULL"
+
+
+def _parquet(parts: str) -> str:
+    return f"read_parquet({parts}, filename = true)"
+
+
+def _round_of(path: str) -> str:
+    return rf"regexp_extract({path}, 'rounds[/\\]([0-9]+)[/\\]', 1)::INTEGER"
+
+
+def _any(folder: Path, pattern: str = "*.parquet") -> bool:
+    return next(folder.glob(pattern), None) is not None
+
+
+def _types(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: SQL_TYPES[field.type] for field in schema}
+
+
+def _empty(types: Mapping[str, str]) -> str:
+    columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in types.items())
+    return f"SELECT {columns} WHERE false"
+
+
+def _lookup(value: Any, path: tuple[str, ...]) -> float | None:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

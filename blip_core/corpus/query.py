@@ -1,0 +1,90 @@
+"""`capfilt query`: one SELECT over the workspace's views, which can change nothing and read nothing outside it.
+
+Two locks, because either alone has a gap: DuckDB's own settings confine every path to the workspace but let a
+statement write there, and a SELECT may hide a COPY ... TO in its WITH clause; so the statement's syntax tree
+is checked against what only reads.
+"""
+
+import glob
+import re
+import tempfile
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from blip_core.corpus.catalog import VIEW_MEANINGS, create_views
+from blip_core.corpus.sql import nodes, one_line, syntax_tree
+from blip_core.errors import QueryError
+from blip_core.workspace import Workspace
+
+EXPLAIN = re.compile(r"\s*explain(\s+analyze\b|\s*\([^()]*\))?", re.IGNORECASE)
+
+READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+
+READING_FUNCTIONS = re.compile(
+    r"read_(parquet|json|json_auto|json_objects|json_objects_auto|ndjson|ndjson_auto|ndjson_objects|csv|csv_auto|text|blob)"
+    r"|parquet_\w+|sniff_csv|glob|range|generate_series|unnest|repeat|json_each|json_tree|duckdb_\w+|pragma_\w+|summary"
+)
+
+ALLOWED = "a query is one SELECT (or FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) that only reads"
+
+
+def run_query(workspace: Workspace, sql: str) -> pa.Table:
+    """The result of one reading statement over the views images, annotations, corpus, rounds, training_metrics.
+
+    The views are made anew for each query, in memory: they are never older than the files, and no other
+    process that holds catalog.duckdb is in the way. Raises QueryError, in one line, for a statement that fails,
+    that is not a single reading one, or that names a file outside the workspace.
+    """
+    with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
+        try:
+            check_statement(connection, sql)
+            create_views(connection, workspace, folder=f"{workspace.root}/")
+            _lock(connection, workspace, spill)
+            return connection.sql(sql).to_arrow_table()
+        except duckdb.PermissionException as error:
+            views = ", ".join(VIEW_MEANINGS)
+            reach = f"a query reads the views {views}, and files under {workspace.root} by their full path"
+            raise QueryError(f"query: {one_line(error)}; {reach}") from error
+        except duckdb.Error as error:
+            raise QueryError(f"query: {one_line(error)}") from error
+
+
+def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raises QueryError where `sql` is not exactly one statement that only reads."""
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise QueryError(f"query: {len(statements)} statements; {ALLOWED}")
+    kind = statements[0].type
+    if kind == duckdb.StatementType.EXPLAIN:
+        sql = EXPLAIN.sub("", sql, count=1)  # EXPLAIN ANALYZE runs what it explains
+    elif kind != duckdb.StatementType.SELECT:
+        raise QueryError(f"query: a statement of the kind {kind.name}; {ALLOWED}")
+    tree = syntax_tree(connection, sql)
+    if tree is None:
+        raise QueryError(f"query: not a plain SELECT; {ALLOWED}")
+    for node in nodes(tree):
+        _check_node(node)
+
+
+def _check_node(node: dict[str, Any]) -> None:
+    kind = str(node.get("type", ""))
+    if kind.endswith("_NODE") and kind not in READING_NODES:
+        raise QueryError(f"query: holds a {kind.removesuffix('_QUERY_NODE').removesuffix('_NODE')}; {ALLOWED}")
+    if kind == "TABLE_FUNCTION":
+        name = str(node["function"].get("function_name", ""))
+        if not READING_FUNCTIONS.fullmatch(name.lower()):
+            raise QueryError(f"query: the table function {name} is not among those that only read; {ALLOWED}")
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, workspace: Workspace, spill: str) -> None:
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET temp_directory = ?", [spill])
+    root = str(workspace.root)
+    # DuckDB compares a glob as it is written, so the folder's escaped name is allowed beside its own.
+    connection.execute("SET allowed_directories = ?", [[root, glob.escape(root)]])
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")

@@ -1,0 +1,245 @@
+"""Download: from a table of URLs to shards.
+
+A shard is named by the hash of its rows and of the settings that its bytes depend on, so a second run, or one
+with added rows, fetches exactly what is missing. Every row goes into its shard, failed ones with a reason.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from blip_core.data.fetch import Fetched, Fetcher, fetch_urls, temporary_folder
+from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
+from blip_core.data.shards import (
+    ROW_GROUP_ROWS,
+    SETTINGS_KEY,
+    SHARD_SCHEMA,
+    SHARD_VERSION,
+    check_part,
+    read_shard,
+    write_shard,
+)
+from blip_core.data.tables import WebTable, read_web_table
+from blip_core.errors import DownloadError
+from blip_core.files import atomic_file, fingerprint
+from blip_core.settings import Settings, setting
+from blip_core.workspace import Workspace
+
+# Reasons that may be gone a minute later. A shard in which every fetch failed so says nothing about its images.
+TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted"})
+WEB_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DownloadConfig(Settings):
+    """How the URLs of a web table are fetched and its images stored."""
+
+    image_size: int = setting(384, "larger images are shrunk until their shorter side has this many pixels", ge=16)
+    rows_per_shard: int = setting(1000, "rows of the table in a shard, the unit of work and of resuming", ge=1)
+    processes: int = setting(0, "processes that fetch, and threads that decode; 0 = one for each core", ge=0)
+    threads: int = setting(64, "connections open at a time, shared out over the processes", ge=1)
+    timeout_s: int = setting(10, "seconds to wait for a connection, and for each read from it", ge=1)
+    wall_clock_s: int = setting(3600, "seconds for the fetching of one shard; what is missing then has failed", ge=1)
+    retries: int = setting(1, "how often URLs that failed for a passing reason are tried again", ge=0)
+    min_side: int = setting(10, "images with a shorter side of fewer pixels are refused", ge=1)
+    max_pixels: int = setting(MAX_PIXELS, "images of more pixels are refused before they are decoded", ge=1)
+    user_agent: str = setting(
+        "capfilt", "the name that servers and their X-Robots-Tag rules see", pattern="^[A-Za-z][A-Za-z0-9._-]*$"
+    )
+
+
+@dataclass(frozen=True)
+class DownloadPlan:
+    """What a table's download consists of."""
+
+    names: list[str]  # shards that are still to be fetched, in name order
+    done: list[str]  # shards that hold rows of this table already, in name order
+    rows: int  # rows of the table
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What one shard holds, and whether it stood already. rows = ok + failed."""
+
+    name: str
+    rows: int
+    ok: int
+    failed: int
+    reasons: dict[str, int]
+    seconds: float
+    skipped: bool
+
+
+def settings_hash(config: DownloadConfig) -> str:
+    """Changes with every setting that the stored bytes depend on, and with no other."""
+    return fingerprint(SHARD_VERSION, config.image_size, config.min_side, config.max_pixels)
+
+
+def plan_shards(web: WebTable, config: DownloadConfig, workspace: Workspace) -> DownloadPlan:
+    """Cuts the rows of the table that stand in no shard of these settings into shards, and writes their plans.
+
+    Plans of an earlier table or of other settings are removed, so that no row can come into two shards.
+
+    Raises:
+        InputError: the table cannot be used.
+        ShardError: a shard of the workspace is torn.
+    """
+    table = read_web_table(web)
+    uids, shards = _standing(workspace, settings_hash(config))
+    of_this_table = pc.is_in(uids, value_set=table["uid"].combine_chunks())
+    done = sorted(pc.unique(shards.filter(of_this_table)).to_pylist())
+    missing = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
+    names = sorted(
+        _write_plan(workspace, missing.slice(start, config.rows_per_shard), config)
+        for start in range(0, missing.num_rows, config.rows_per_shard)
+    )
+    for path in workspace.plans.glob("*.parquet"):
+        if path.stem not in names:
+            path.unlink(missing_ok=True)
+    return DownloadPlan(names, done, table.num_rows)
+
+
+def _standing(workspace: Workspace, settings: str) -> tuple[pa.Array, pa.Array]:
+    """The uids in shards of these settings, and for each the name of its shard."""
+    uids, shards = [pa.array([], pa.string())], [pa.array([], pa.string())]
+    for path in workspace.shard_paths():
+        if check_part(path, SHARD_VERSION).get(SETTINGS_KEY) == settings:
+            column = read_shard(path, ["uid"])["uid"].combine_chunks()
+            uids.append(column)
+            shards.append(pa.repeat(path.stem, len(column)))
+    return pa.concat_arrays(uids), pa.concat_arrays(shards)
+
+
+def _write_plan(workspace: Workspace, rows: pa.Table, config: DownloadConfig) -> str:
+    settings = settings_hash(config)
+    name = fingerprint(settings, *(rows[column].to_pylist() for column in ("uid", "url", "caption")))
+    with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
+        pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings}), temporary)
+    return name
+
+
+def download_shard(workspace: Workspace, name: str, config: DownloadConfig) -> ShardSummary:
+    """Fetches the rows that plan_shards put into the shard `name`; does nothing where the shard stands.
+
+    Raises:
+        DownloadError: there is no plan of that name with these settings, img2dataset did not run, or every single
+            URL failed for a reason that may pass (the network is down). No shard is left then; try again later.
+    """
+    started = time.monotonic()
+    target, plan = workspace.shard(name), workspace.plans / f"{name}.parquet"
+    skipped = target.exists()
+    if not skipped:
+        rows = _read_plan(plan, name, config)
+        with temporary_folder(workspace.root / ".tmp", name) as folder:
+            answers = _fetch(_web_urls(rows), folder, config)
+            _check_answers(name, answers)
+            groups = _groups(rows, answers, config)
+            write_shard(target, groups, settings_hash(config), rows.num_rows)
+    plan.unlink(missing_ok=True)
+    return _summary(name, target, time.monotonic() - started, skipped)
+
+
+def _read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
+    try:
+        rows = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise DownloadError(f"shard {name}: {path} is no plan of a shard ({error}); plan the shards again") from error
+    if (rows.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() != settings_hash(config):
+        raise DownloadError(f"shard {name}: was planned with other download settings; plan the shards again")
+    return rows
+
+
+def _web_urls(rows: pa.Table) -> list[str]:
+    """The distinct URLs that may be fetched, sorted."""
+    values = rows.select(["url", "duplicate"]).to_pylist()
+    return sorted({row["url"].strip() for row in values if _refusal(row["url"], row["duplicate"]) is None})
+
+
+def _refusal(url: str | None, duplicate: bool) -> str | None:
+    """Why a row is not fetched at all, or None."""
+    if duplicate:
+        return "duplicate_row"
+    if not url or not url.strip():
+        return "no_url"
+    return None if WEB_SCHEME.match(url.strip()) else "scheme_refused"
+
+
+def _fetch(urls: list[str], folder: Path, config: DownloadConfig) -> dict[str, Fetched]:
+    """One attempt for all URLs, and `retries` more for those that failed for a reason that may pass."""
+    deadline = time.monotonic() + config.wall_clock_s
+    answers: dict[str, Fetched] = {}
+    pending = urls
+    for attempt in range(config.retries + 1):
+        left = deadline - time.monotonic()
+        if not pending or left <= 0:
+            break
+        processes = min(config.processes or os.cpu_count() or 1, len(pending))
+        fetcher = Fetcher(processes, -(-config.threads // processes), config.timeout_s, config.user_agent)
+        answers |= fetch_urls(pending, folder / str(attempt), fetcher, left)
+        pending = [url for url in pending if answers[url].reason in TRANSIENT]
+    return answers
+
+
+def _check_answers(name: str, answers: dict[str, Fetched]) -> None:
+    if answers and all(answer.reason in TRANSIENT for answer in answers.values()):
+        counts = Counter(answer.reason for answer in answers.values())
+        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+        message = next(iter(answers.values())).message
+        raise DownloadError(
+            f"shard {name}: none of its {len(answers)} URLs could be fetched ({listed}; for example: {message}); "
+            "no shard was written. The network or the hosts are down: run again when they answer"
+        )
+
+
+def _groups(rows: pa.Table, answers: dict[str, Fetched], config: DownloadConfig) -> Iterator[pa.Table]:
+    """The shard's row groups, decoded one after the other so that memory stays bounded."""
+    with ThreadPoolExecutor(config.processes or os.cpu_count() or 1) as pool:
+        for start in range(0, rows.num_rows, ROW_GROUP_ROWS):
+            group = rows.slice(start, ROW_GROUP_ROWS)
+            urls = _web_urls(group)
+            images = dict(zip(urls, pool.map(lambda url: _image(answers[url], config), urls), strict=True))
+            yield pa.Table.from_pylist([_row(row, images) for row in group.to_pylist()], schema=SHARD_SCHEMA)
+
+
+def _image(answer: Fetched, config: DownloadConfig) -> StoredImage | str:
+    """The image, or the reason why there is none."""
+    if answer.path is None:
+        return answer.reason or "interrupted"
+    try:
+        return store_image(answer.path.read_bytes(), config.image_size, config.min_side, config.max_pixels)
+    except UnreadableImage as error:
+        return error.reason
+
+
+def _row(row: dict[str, Any], images: dict[str, StoredImage | str]) -> dict[str, Any]:
+    result = {"uid": row["uid"], "url": row["url"], "caption": row["caption"]}
+    image = _refusal(row["url"], row["duplicate"]) or images[row["url"].strip()]
+    if isinstance(image, str):
+        return result | {"status": "failed", "reason": image}
+    return result | {
+        "status": "ok",
+        "width": image.width,
+        "height": image.height,
+        "original_width": image.original_width,
+        "original_height": image.original_height,
+        "sha256": hashlib.sha256(image.data).hexdigest(),
+        "image": image.data,
+    }
+
+
+def _summary(name: str, path: Path, seconds: float, skipped: bool) -> ShardSummary:
+    reasons = Counter(read_shard(path, ["reason"])["reason"].to_pylist())
+    ok = reasons.pop(None, 0)
+    failed = sum(reasons.values())
+    return ShardSummary(name, ok + failed, ok, failed, dict(sorted(reasons.items())), round(seconds, 3), skipped)

@@ -1,0 +1,120 @@
+"""A shard: one Parquet file of web pairs with their images, failures included.
+
+A shard is sorted by uid, in row groups of 1,000 rows, and holds no time of day: the same answers of the web
+give the same bytes. What stands under a final name is whole, and is checked against its schema when read.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip_core.errors import ShardError
+from blip_core.files import atomic_file
+
+SHARD_VERSION = "shard/1"
+ROW_GROUP_ROWS = 1_000
+
+SCHEMA_KEY = "capfilt.schema"
+SETTINGS_KEY = "capfilt.settings"
+
+SHARD_SCHEMA = pa.schema(
+    {
+        "uid": pa.string(),
+        "url": pa.string(),
+        "caption": pa.string(),
+        "status": pa.string(),
+        "reason": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "original_width": pa.int32(),
+        "original_height": pa.int32(),
+        "sha256": pa.string(),
+        "image": pa.binary(),
+    }
+)
+
+REASONS = {
+    "no_url": "the row has no URL",
+    "scheme_refused": "the URL is of another scheme than http and https; it was not opened",
+    "duplicate_row": "an earlier row has the same URL and text",
+    "bad_url": "the URL is malformed",
+    "not_found": "the server answered 404 or 410",
+    "http_error": "the server answered with another error",
+    "refused_by_robots": "the server's X-Robots-Tag header forbids the use",
+    "tls": "the server's certificate or its TLS cannot be trusted",
+    "dns": "the host's name could not be resolved",
+    "connection": "the host could not be reached, or it broke the connection off",
+    "timeout": "the server did not answer in time",
+    "interrupted": "the shard's wall-clock limit ended the fetching",
+    "not_an_image": "the bytes are of no image format that is read",
+    "truncated": "the image ends too early",
+    "unreadable": "the image is malformed",
+    "too_large": "the image has more pixels than max_pixels",
+    "too_small": "a side of the image is shorter than min_side",
+}
+
+
+def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a shard, or those columns of it. Raises ShardError, naming the file, as check_part does."""
+    check_part(path, SHARD_VERSION)
+    try:
+        table = pq.read_table(path, columns=columns, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise _torn(path, error) from error
+    names = columns if columns is not None else SHARD_SCHEMA.names
+    expected = pa.schema([SHARD_SCHEMA.field(name) for name in names])
+    if not table.schema.equals(expected):
+        raise ShardError(f"{path}: has the columns {_listed(table.schema)}; a shard has {_listed(expected)}")
+    return table
+
+
+def check_part(path: Path, schema_name: str) -> dict[str, str]:
+    """The key-value metadata of a part.
+
+    Raises:
+        ShardError: the file is missing, torn, or its `capfilt.schema` is not `schema_name`.
+    """
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: not found; a part of schema {schema_name} should stand there") from error
+    except (OSError, pa.ArrowException) as error:
+        raise _torn(path, error) from error
+    values = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"capfilt.")}
+    if values.get(SCHEMA_KEY) != schema_name:
+        found = values.get(SCHEMA_KEY, "no schema name at all")
+        raise ShardError(f"{path}: is of schema {found}; it should be {schema_name}. Delete it and run the step again")
+    return values
+
+
+def write_shard(path: Path, groups: Iterable[pa.Table], settings: str, rows: int) -> None:
+    """Writes the row groups of a shard and puts it into place, whole.
+
+    Args:
+        path: the shard's final name.
+        groups: tables of SHARD_SCHEMA, at most ROW_GROUP_ROWS rows each, in the order of uid.
+        settings: hash of the settings that the bytes depend on.
+        rows: how many rows came in.
+
+    Raises:
+        ShardError: another number of rows would go out than came in.
+    """
+    schema = SHARD_SCHEMA.with_metadata({SCHEMA_KEY: SHARD_VERSION, SETTINGS_KEY: settings})
+    with atomic_file(path) as temporary:
+        written = 0
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for group in groups:
+                writer.write_table(group.cast(schema), row_group_size=ROW_GROUP_ROWS)
+                written += group.num_rows
+        if written != rows:
+            raise ShardError(f"{path}: {rows} rows came in and {written} would go out; nothing was written")
+
+
+def _torn(path: Path, error: Exception) -> ShardError:
+    return ShardError(f"{path}: is torn or no Parquet file ({error}). Delete it and run the step again")
+
+
+def _listed(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

@@ -1,0 +1,36 @@
+"""Pictures to tensors, as BLIP does it: squash to a square, bicubic, normalised by CLIP's mean and deviation."""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def eval_transform(size: int) -> Transform:
+    """RGB picture of any size to a tensor (3, size, size), the aspect not kept."""
+    return v2.Compose([v2.Resize((size, size), InterpolationMode.BICUBIC), *_to_tensor()])
+
+
+def train_transform(size: int, crop_scale: float, flip: bool) -> Transform:
+    """Random crop of at least `crop_scale` of the area (1.0: the whole picture), perhaps mirrored, then as in evaluation.
+
+    Draws from torch's global generator. Mirroring makes 'left' and 'right' in captions wrong.
+    """
+    resize = (
+        v2.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC)
+        if crop_scale < 1.0
+        else v2.Resize((size, size), InterpolationMode.BICUBIC)
+    )
+    mirror = [v2.RandomHorizontalFlip()] if flip else []
+    return v2.Compose([resize, *mirror, *_to_tensor()])
+
+
+def _to_tensor() -> list[torch.nn.Module]:
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]

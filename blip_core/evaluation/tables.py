@@ -1,0 +1,137 @@
+"""What the report reads of a round: its parts as DuckDB tables, counted, binned and ranked in SQL."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
+from blip_core.corpus.selection import WHERE_KEY
+from blip_core.data.shards import SHARD_SCHEMA
+from blip_core.workspace import Workspace
+
+BINS = 40
+
+# best kept, worst kept, best rejected: which verdict, and whether the best score comes first
+GRIDS = {"best_kept": (True, "DESC"), "worst_kept": (True, "ASC"), "best_rejected": (False, "DESC")}
+
+
+@dataclass(frozen=True)
+class RoundTables:
+    """A round's tables `images` (without bytes), `annotations` and `corpus`, empty where nothing stands yet."""
+
+    workspace: Workspace
+    number: int
+    connection: duckdb.DuckDBPyConnection
+
+    @classmethod
+    @contextmanager
+    def open(cls, workspace: Workspace, number: int) -> Iterator["RoundTables"]:
+        """The tables, for the length of a with block."""
+        paths = workspace.round(number)
+        folders = {
+            "images": (workspace.shards, pa.schema([field for field in SHARD_SCHEMA if field.name != "image"])),
+            "annotations": (paths.annotations, ANNOTATION_SCHEMA),
+            "corpus": (paths.corpus, CORPUS_SCHEMA),
+        }
+        with duckdb.connect() as connection:
+            for name, (folder, schema) in folders.items():
+                parts = [str(part) for part in sorted(folder.glob("*.parquet"))]
+                if parts:
+                    connection.read_parquet(parts).create_view(name)
+                else:
+                    connection.register(name, schema.empty_table())
+            yield cls(workspace, number, connection)
+
+    def download(self) -> dict[str, Any]:
+        """Input rows, what arrived, what failed, and why."""
+        counts = dict(self._rows("SELECT status, count(*) FROM images GROUP BY ALL"))
+        reasons = self._rows("SELECT reason, count(*) AS n FROM images WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1")
+        ok, failed = counts.get("ok", 0), counts.get("failed", 0)
+        return {"rows": ok + failed, "ok": ok, "failed": failed, "reasons": dict(reasons)}
+
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """Candidates and accepted texts of each source; human pairs are no candidates."""
+        candidates = dict(self._rows("SELECT source, count(*) FROM annotations GROUP BY ALL"))
+        accepted = dict(self._rows("SELECT source, count(*) FROM corpus GROUP BY ALL"))
+        return {
+            "web": {"candidates": candidates.get("web", 0), "accepted": accepted.get("web", 0)},
+            "synthetic": {"candidates": candidates.get("synthetic", 0), "accepted": accepted.get("synthetic", 0)},
+            "human": {"accepted": accepted.get("human", 0)},
+        }
+
+    def unscored(self) -> dict[str, int]:
+        """Candidates without scores, by reason."""
+        return dict(
+            self._rows("SELECT reason, count(*) FROM annotations WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1")
+        )
+
+    def predicate(self) -> str | None:
+        """The predicate that the round was published with; None where nothing is published."""
+        for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):
+            metadata = pq.read_schema(part).metadata or {}
+            if WHERE_KEY.encode() in metadata:
+                return metadata[WHERE_KEY.encode()].decode()
+        return None
+
+    def score_bins(self, source: str) -> list[int]:
+        """Candidates of a source in each of 40 equal bins of itm_score from 0 to 1."""
+        counts = dict(
+            self._rows(
+                "SELECT least(floor(itm_score * ?)::INTEGER, ? - 1) AS bin, count(*) FROM annotations "
+                "WHERE source = ? AND itm_score IS NOT NULL GROUP BY 1",
+                [BINS, BINS, source],
+            )
+        )
+        return [counts.get(place, 0) for place in range(BINS)]
+
+    def grid(self, name: str, size: int) -> list[dict[str, Any]]:
+        """The best or worst scored rows of one verdict, at most one an image, with the image's bytes."""
+        kept, order = GRIDS[name]
+        rows = self._rows(_grid_query(order), [kept, size])
+        names = ("uid", "shard", "text", "source", "itm_score", "itc_score")
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        images = self._images([(row["shard"], row["uid"]) for row in found])
+        return [{**row, "image": images[row["uid"]]} for row in found if row["uid"] in images]
+
+    def _images(self, wanted: Sequence[tuple[str, str]]) -> dict[str, bytes]:
+        """Image bytes by uid, read from the row groups that may hold them."""
+        found: dict[str, bytes] = {}
+        for shard in sorted({shard for shard, _ in wanted}):
+            path = self.workspace.shard(shard)
+            uids = [uid for other, uid in wanted if other == shard]
+            if path.exists():
+                rows = pq.read_table(path, columns=["uid", "image"], filters=[("uid", "in", uids)]).to_pylist()
+                found |= {row["uid"]: row["image"] for row in rows if row["image"]}
+        return found
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql, list(parameters)).fetchall()
+
+
+def _grid_query(order: str) -> str:
+    return f"""
+        SELECT uid, shard, text, source, itm_score, itc_score
+        FROM annotations AS judged
+        WHERE itm_score IS NOT NULL AND (? = EXISTS (
+            FROM corpus WHERE corpus.uid = judged.uid AND corpus.shard = judged.shard
+                AND corpus.candidate = judged.candidate))
+        QUALIFY row_number() OVER (PARTITION BY uid ORDER BY itm_score {order}, candidate) = 1
+        ORDER BY itm_score {order}, itc_score {order}, uid
+        LIMIT ?
+    """  # noqa: S608  (the order is one of two words of ours)
+
+
+def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Training metrics by model, one row each step that was logged; a torn last line is passed over."""
+    metrics = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        metrics[path.stem] = [json.loads(line) for line in lines if line.endswith("\n")]
+    return metrics

@@ -1,0 +1,34 @@
+"""The image encoder: a vision transformer, all of whose tokens the text transformer looks at (BLIP, 3.1).
+
+timm's ViT as BLIP's authors set it: pre-norm, LayerNorm epsilon 1e-6, exact GELU, learned positions, [CLS] first.
+"""
+
+from functools import partial
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class ImageEncoder(nn.Module):
+    """Images to image features."""
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.vit = VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            num_classes=0,
+            global_pool="",
+            drop_path_rate=drop_path,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S), normalised, to features (B, N, D) with N = 1 + (S / patch)² and [CLS] first."""
+        return self.vit.forward_features(images)

@@ -1,0 +1,206 @@
+"""One text transformer with three faces (BLIP, figure 2).
+
+A layer owns two self-attentions, one for the encoders and one for the decoder, and one cross-attention and one
+feed-forward that all faces use: what BLIP shares is shared by construction, and nothing is tied afterwards.
+BERT's shape: post-norm, LayerNorm epsilon 1e-12, exact GELU, learned positions, no token types.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Face = Literal["encoder", "decoder"]
+LAYER_NORM_EPSILON = 1e-12
+
+
+@dataclass
+class DecoderCache:
+    """Keys and values of one decoding: the image's, computed once, and the text's, which grow by each step.
+
+    Each is a list over layers of (keys, values), both (R, H, length, D / H) for R rows.
+    """
+
+    image: list[tuple[Tensor, Tensor]]
+    text: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Text tokens seen so far."""
+        return self.text[0][0].shape[2] if self.text else 0
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps `rows` (R',) int64 in that order: finished captions leave, beams are reordered."""
+        self.image = [(keys[rows], values[rows]) for keys, values in self.image]
+        self.text = [(keys[rows], values[rows]) for keys, values in self.text]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its output projection and post-norm residual, over text or image features."""
+
+    def __init__(self, width: int, heads: int, dropout: float, source_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        source_width = source_width or width
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width, width)
+        self.value = nn.Linear(source_width, width)
+        self.output = nn.Linear(width, width)
+        self.output_dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+
+    def _split(self, features: Tensor) -> Tensor:
+        batch, length, width = features.shape
+        return features.view(batch, length, self.heads, width // self.heads).transpose(1, 2)  # (B, H, L, D / H)
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, N, D / H) of a source (B, N, source width)."""
+        return self._split(self.key(source)), self._split(self.value(source))
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Hidden (B, L, D) attends to keys and values; `mask`, broadcast to (B, H, L, N), is True where it may."""
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(hidden)),
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        merged = attended.transpose(1, 2).flatten(2)  # (B, L, D)
+        return self.norm(hidden + self.output_dropout(self.output(merged)))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with exact GELU between, dropout, and the post-norm residual."""
+
+    def __init__(self, width: int, hidden_width: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden_width)
+        self.contract = nn.Linear(hidden_width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden)))))
+
+
+class TextLayer(nn.Module):
+    """One layer; `image_width=None` leaves the cross-attention out (the momentum text encoder needs none)."""
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, image_width: int | None, faces: tuple[Face, ...]
+    ) -> None:
+        super().__init__()
+        self.self_attention = nn.ModuleDict({face: Attention(width, heads, dropout) for face in faces})
+        self.cross_attention = Attention(width, heads, dropout, image_width) if image_width else None
+        self.feed_forward = FeedForward(width, 4 * width, dropout)
+
+
+class TextTransformer(nn.Module):
+    """Token ids to hidden states, through the encoder's or the decoder's self-attention, with or without an image."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        depth: int,
+        heads: int,
+        image_width: int | None,
+        positions: int = 512,
+        dropout: float = 0.1,
+        faces: tuple[Face, ...] = ("encoder", "decoder"),
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.words = nn.Embedding(vocabulary, width, padding_idx=0)
+        self.positions = nn.Embedding(positions, width)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(TextLayer(width, heads, dropout, image_width, faces) for _ in range(depth))
+        if "decoder" in faces:
+            self.head_transform = nn.Linear(width, width)
+            self.head_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+            self.head_bias = nn.Parameter(torch.zeros(vocabulary))
+        self.apply(_initialise)
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        face: Face,
+        image_features: Tensor | None = None,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D).
+
+        Args:
+            ids: (B, L) int64.
+            mask: (B, L) bool, False where padding; None where nothing is padded.
+            face: 'encoder' attends both ways, 'decoder' to the left.
+            image_features: (B, N, image width); None skips the cross-attention.
+            cache: of a decoding under way; replaces `image_features`, and `ids` are then the new tokens alone.
+        """
+        past = cache.length if cache is not None else 0
+        hidden = self._embed(ids, past)
+        allowed = attention_mask(ids.shape[1], past, mask, causal=face == "decoder", device=ids.device)
+        for index, layer in enumerate(self.layers):
+            attention = layer.self_attention[face]
+            keys, values = attention.keys_values(hidden)
+            if cache is not None:
+                keys, values = _grow(cache, index, keys, values)
+            hidden = attention(hidden, keys, values, allowed)
+            if cache is not None:
+                hidden = layer.cross_attention(hidden, *cache.image[index], None)
+            elif image_features is not None:
+                hidden = layer.cross_attention(hidden, *layer.cross_attention.keys_values(image_features), None)
+            hidden = layer.feed_forward(hidden)
+        return hidden
+
+    def start_cache(self, image_features: Tensor) -> DecoderCache:
+        """The cache of a decoding over images (R, N, image width) that has seen no token yet."""
+        return DecoderCache([layer.cross_attention.keys_values(image_features) for layer in self.layers])
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of the next token; the output matrix is the word embedding."""
+        transformed = self.head_norm(F.gelu(self.head_transform(hidden)))
+        return F.linear(transformed, self.words.weight, self.head_bias)
+
+    def _embed(self, ids: Tensor, past: int) -> Tensor:
+        places = torch.arange(past, past + ids.shape[1], device=ids.device)
+        return self.dropout(self.norm(self.words(ids) + self.positions(places)))
+
+
+def attention_mask(length: int, past: int, mask: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
+    """True where a token may look: (B or 1, 1, length, past + length), or None where it may look everywhere.
+
+    With `past` tokens cached, new token i stands at place past + i and sees all places up to its own.
+    """
+    allowed = None
+    if causal and length > 1:
+        ones = torch.ones(length, past + length, dtype=torch.bool, device=device)
+        allowed = ones.tril(diagonal=past)[None, None]
+    if mask is not None:
+        padding = mask[:, None, None, :]
+        allowed = padding if allowed is None else allowed & padding
+    return allowed
+
+
+def _grow(cache: DecoderCache, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    if index == len(cache.text):
+        cache.text.append((keys, values))
+    else:
+        seen_keys, seen_values = cache.text[index]
+        cache.text[index] = (torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2))
+    return cache.text[index]
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's: normal with deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

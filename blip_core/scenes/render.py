@@ -1,0 +1,90 @@
+"""Draws a scene as a small JPEG, as a pure function of (scene, random generator).
+
+Shapes are drawn at four times the size and averaged down, so that edges are smooth. Place, size and colour
+vary a little and the picture has noise, so that no two pictures of one scene are alike.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, Scene, SceneObject
+
+CENTRES = {"left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73), "middle": (0.5, 0.5)}
+"""Where the places lie, as (x, y) in shares of the picture's side."""
+RADII = {"small": (0.095, 0.12), "large": (0.19, 0.215)}
+"""The range of an object's radius, in shares of the picture's side."""
+SHIFT_ALONG, SHIFT_ACROSS = 0.02, 0.12
+"""How far an object may stray towards its neighbour, and away from their common line."""
+COLOUR_SHIFT = 10
+NOISE = 5.0
+"""Standard deviation of the noise, in levels of 0..255."""
+JPEG_QUALITY = 90
+SUPERSAMPLING = 4
+
+
+def render_scene(scene: Scene, rng: np.random.Generator, size: int = 64) -> bytes:
+    """The scene as the bytes of an RGB JPEG of size x size pixels."""
+    side = size * SUPERSAMPLING
+    ground = _shifted(BACKGROUNDS[scene.background], rng)
+    picture = Image.new("RGB", (side, side), ground)
+    draw = ImageDraw.Draw(picture)
+    for thing in scene.objects:
+        x, y, radius = _position(thing, rng)
+        _draw_shape(draw, thing.shape, x * side, y * side, radius * side, _shifted(COLOURS[thing.colour], rng), ground)
+    pixels = np.asarray(picture.reduce(SUPERSAMPLING), dtype=np.float64)  # (size, size, 3)
+    noisy = np.clip(np.rint(pixels + rng.normal(0.0, NOISE, pixels.shape)), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    # At this size, halving the colours' resolution would wash the small shapes out.
+    Image.fromarray(noisy).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _shifted(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = np.clip(np.array(colour) + rng.integers(-COLOUR_SHIFT, COLOUR_SHIFT + 1, 3), 0, 255).tolist()
+    return red, green, blue
+
+
+def _position(thing: SceneObject, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Centre x, y and radius, in shares of the picture's side; the object stays whole and on its side."""
+    x, y = CENTRES[thing.place]
+    along, across = rng.uniform(-SHIFT_ALONG, SHIFT_ALONG), rng.uniform(-SHIFT_ACROSS, SHIFT_ACROSS)
+    radius = float(rng.uniform(*RADII[thing.size]))
+    return (x + across, y + along, radius) if thing.place in ("top", "bottom") else (x + along, y + across, radius)
+
+
+def _draw_shape(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    x: float,
+    y: float,
+    radius: float,
+    colour: tuple[int, int, int],
+    ground: tuple[int, int, int],
+) -> None:
+    """Draws a shape of the given colour with its middle at (x, y); `ground` fills the hole of a ring."""
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape in ("circle", "ring"):
+        draw.ellipse(box, fill=colour)
+    if shape == "ring":
+        hole = 0.55 * radius
+        draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground)
+    elif shape == "square":
+        half = 0.88 * radius
+        draw.rectangle((x - half, y - half, x + half, y + half), fill=colour)
+    elif shape == "cross":
+        bar = 0.3 * radius
+        draw.rectangle((x - radius, y - bar, x + radius, y + bar), fill=colour)
+        draw.rectangle((x - bar, y - radius, x + bar, y + radius), fill=colour)
+    elif shape == "triangle":
+        draw.polygon([(x, y - radius), (x + radius, y + 0.85 * radius), (x - radius, y + 0.85 * radius)], fill=colour)
+    elif shape == "star":
+        draw.polygon(_star(x, y, 1.12 * radius), fill=colour)
+
+
+def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    spokes = [radius, 0.42 * radius] * 5
+    angles = [math.pi * (step / 5 - 0.5) for step in range(10)]
+    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(spokes, angles, strict=True)]

@@ -1,0 +1,187 @@
+"""The command line: `capfilt`, also `python -m flows`.
+
+Flows and models are imported inside the commands, so that `capfilt --help` answers at once. What the user got
+wrong is answered in one line before a server is started.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blip_core.errors import CapfiltError, ConfigError
+
+if TYPE_CHECKING:
+    from blip_core.config import BootstrapConfig
+
+app = typer.Typer(
+    name="capfilt",
+    help="Clean, queryable corpora from noisy web image-text pairs, by BLIP's bootstrapping.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The configuration (docs/configuration.md).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as pretrain.steps=500; may be repeated."),
+]
+WorkspaceOption = Annotated[str | None, typer.Option("--workspace", help="Overrides the configured workspace.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Overrides the configured seed.")]
+RoundOption = Annotated[int | None, typer.Option("--round", help="Overrides the configured round.")]
+Json = Annotated[bool, typer.Option("--json", help="Prints one JSON value on stdout, and everything else on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Prints Prefect's log as well.")]
+
+
+def main() -> None:
+    """Runs the command line; an error of ours becomes one line on stderr and its exit status."""
+    from flows.run import Interrupted, leave
+
+    try:
+        app()
+    except CapfiltError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        leave(error.exit_status)
+    except Interrupted as interrupted:
+        typer.echo(f"{interrupted}: stopped; what is done stands, and the same command goes on from there", err=True)
+        leave(128 + interrupted.signum)
+    except SystemExit as end:
+        leave(end.code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"capfilt {version('capfilt')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Prints the version.")
+    ] = False,
+) -> None:
+    """Clean, queryable corpora from noisy web image-text pairs, by BLIP's bootstrapping."""
+
+
+@app.command()
+def demo(
+    workspace: Annotated[str, typer.Option(help="The folder to work in.")] = "capfilt-demo",
+    seed: Annotated[int, typer.Option(help="Decides the synthetic web and all training.", min=0)] = 0,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole cycle on the embedded synthetic web: no data, no network."""
+    from blip_core.config import demo_config
+    from blip_core.scenes.web import ScenesConfig
+    from flows.run import run_flow
+
+    config = demo_config(workspace, seed)
+    run_flow("demo", config, verbose, scenes=ScenesConfig(seed=seed))
+    if json:
+        _print_report(config)
+    else:
+        from flows.summary import print_summary
+
+        print_summary(config)
+
+
+def _flow_command(name: str, summary: str) -> None:
+    """Adds the command that runs one flow of a configuration."""
+
+    def command(
+        config: ConfigFile,
+        workspace: WorkspaceOption = None,
+        seed: SeedOption = None,
+        round: RoundOption = None,
+        settings: Settings = None,
+        json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        loaded = _load(config, settings or [], workspace=workspace, seed=seed, round=round)
+        from flows.checks import check_inputs
+        from flows.run import run_flow
+
+        check_inputs(name, loaded)
+        run_flow(name, loaded, verbose)
+        if json:
+            _print_report(loaded)
+        else:
+            typer.echo(f"{name}: done in {loaded.workspace}, round {loaded.round}", err=True)
+
+    app.command(name, help=summary)(command)
+
+
+_flow_command("bootstrap", "The whole cycle on your data: from a URL table to a corpus and a retrained model.")
+_flow_command("clean", "Download, annotate and publish with a given Captioner and Filter; no training.")
+_flow_command("download", "Fetch the URL table's images into shards.")
+_flow_command("pretrain", "Pre-train MED on the shards and the human pairs.")
+_flow_command("finetune", "Fine-tune the Captioner and the Filter on the human pairs.")
+_flow_command("annotate", "Caption and score the images of every shard.")
+_flow_command("publish", "Write the corpus: the candidates that pass the predicate, and the human pairs.")
+_flow_command("retrain", "Train a MED on the corpus, and one on the raw web pairs to compare with.")
+_flow_command("evaluation", "Measure the trained models on the held-out pairs.")
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the catalog's views.")],
+    workspace: Annotated[str, typer.Option(help="The workspace to ask.")] = ".",
+    json: Json = False,
+) -> None:
+    """SQL over the workspace: the views images, annotations, corpus, rounds, training_metrics. Read only."""
+    from blip_core.corpus.query import run_query
+    from blip_core.workspace import Workspace
+    from flows.tables import print_rows, to_json
+
+    rows = run_query(Workspace.existing(workspace), sql)
+    if json:
+        typer.echo(to_json(rows))
+    else:
+        print_rows(rows)
+
+
+@app.command()
+def report(
+    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="The workspace to report on.")],
+    round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.")] = None,
+    json: Json = False,
+) -> None:
+    """The round's report: report.html, or its numbers with --json."""
+    from blip_core.evaluation.report import build_report, write_report
+    from blip_core.workspace import Workspace
+
+    opened = Workspace.existing(workspace)
+    number = round if round is not None else max(opened.round_numbers(), default=1)
+    if json:
+        _print_json(build_report(opened, number))
+    else:
+        typer.echo(write_report(opened, number))
+
+
+def _load(path: Path, settings: list[str], **overrides: Any) -> "BootstrapConfig":
+    from blip_core.config import load_config
+
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as pretrain.steps=500")
+        given[key] = value
+    given |= {key: value for key, value in overrides.items() if value is not None}
+    return load_config(path, given)
+
+
+def _print_report(config: "BootstrapConfig") -> None:
+    from blip_core.evaluation.report import build_report
+    from blip_core.workspace import Workspace
+
+    _print_json(build_report(Workspace.existing(config.workspace), config.round))
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))

@@ -1,0 +1,20 @@
+"""The whole cycle on the embedded synthetic web, whose truth is known."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from blip_core.config import BootstrapConfig
+from blip_core.scenes.server import serve_scenes
+from blip_core.scenes.web import ScenesConfig
+from flows.bootstrap import bootstrap
+from tasks.scenes import make_scenes, write_url_table
+
+
+@flow(name="demo")
+def demo(config: BootstrapConfig, scenes: ScenesConfig) -> None:
+    """Makes a synthetic web in the folder of the URL table, serves it on loopback, and runs the cycle on it."""
+    paths = make_scenes(str(Path(config.web.path).parent), scenes)
+    with serve_scenes(paths.folder) as address:
+        write_url_table(paths, address, config.web.path)
+        bootstrap(config)

@@ -1,0 +1,13 @@
+"""Fine-tuning the Captioner and the Filter on human pairs."""
+
+from prefect import flow
+
+from blip_core.config import BootstrapConfig
+from tasks.finetune import finetune_captioner, finetune_filter
+
+
+@flow(name="finetune")
+def finetune(config: BootstrapConfig) -> None:
+    """Fine-tunes the pre-trained MED twice: into the Captioner and into the Filter."""
+    finetune_captioner(config)
+    finetune_filter(config)

@@ -1,0 +1,12 @@
+"""Pre-training MED on web and human pairs."""
+
+from prefect import flow
+
+from blip_core.config import BootstrapConfig
+from tasks.pretrain import pretrain_med
+
+
+@flow(name="pretrain")
+def pretrain(config: BootstrapConfig) -> None:
+    """Pre-trains MED with ITC, ITM and LM on the shards and the human pairs."""
+    pretrain_med(config)

@@ -1,0 +1,14 @@
+"""Retraining MED on the corpus, and on the raw web pairs to compare with."""
+
+from prefect import flow
+
+from blip_core.config import BootstrapConfig
+from tasks.retrain import retrain_on_corpus, retrain_on_raw
+
+
+@flow(name="retrain")
+def retrain(config: BootstrapConfig) -> None:
+    """Trains a MED from scratch on the corpus, and one with the same budget on the raw web pairs."""
+    retrain_on_corpus(config)
+    if config.compare_raw:
+        retrain_on_raw(config)

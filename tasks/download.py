@@ -1,0 +1,50 @@
+"""Downloading: the plan of the missing shards, and one shard at a time, tried again where the network fails."""
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+
+from blip_core.config import BootstrapConfig
+from blip_core.data import download
+from blip_core.errors import DownloadError
+from tasks import progress
+from tasks.workplace import add_seconds, workspace_of
+
+
+def network_failed(task: Task, run: TaskRun, state: State) -> bool:
+    """Only what the world did wrong is worth another try."""
+    failure = state.result(raise_on_failure=False)
+    if isinstance(failure, DownloadError):
+        progress.say(f"{failure}; try {run.run_count} of {DOWNLOAD_TRIES}")
+    return isinstance(failure, DownloadError)
+
+
+DOWNLOAD_TRIES = 4
+
+
+@task(name="plan-shards", task_run_name="plan-shards", cache_policy=NO_CACHE)
+def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
+    """Groups the URL table's rows into shards and says which of them are missing."""
+    plan = download.plan_shards(config.web, config.download, workspace_of(config))
+    progress.say(f"download: {plan.rows} rows, {len(plan.names)} shards to fetch, {len(plan.done)} stand")
+    return plan
+
+
+@task(
+    name="download-shard",
+    task_run_name="download-{name}",
+    cache_policy=NO_CACHE,
+    retries=DOWNLOAD_TRIES - 1,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=network_failed,
+)
+def download_shard(config: BootstrapConfig, name: str) -> download.ShardSummary:
+    """Fetches the images of one shard over the network."""
+    summary = download.download_shard(workspace_of(config), name, config.download)
+    if not summary.skipped:
+        add_seconds(config, "download", summary.seconds)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in summary.reasons.items())
+        progress.say(f"shard {name}: {summary.ok} of {summary.rows} images{f' ({reasons})' if reasons else ''}")
+    return summary

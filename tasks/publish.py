@@ -1,0 +1,49 @@
+"""Publishing: the corpus part of one shard, the human pairs, and the catalog over all of it."""
+
+import time
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blip_core.config import BootstrapConfig
+from blip_core.corpus import catalog, selection
+from tasks import progress
+from tasks.workplace import add_seconds, round_of, workspace_of
+
+
+@task(name="publish-shard", task_run_name="publish-{name}", cache_policy=NO_CACHE)
+def publish_shard(config: BootstrapConfig, name: str) -> selection.PublishSummary:
+    """Writes the candidates of one shard that pass the predicate."""
+    began = time.monotonic()
+    current = round_of(config)
+    summary = selection.publish_shard(
+        current.annotations / f"{name}.parquet",
+        workspace_of(config).shard(name),
+        current.corpus / f"{name}.parquet",
+        config.publish.where,
+        config.round,
+    )
+    _report(config, summary, time.monotonic() - began)
+    return summary
+
+
+@task(name="publish-human", task_run_name="publish-human", cache_policy=NO_CACHE)
+def publish_human(config: BootstrapConfig) -> selection.PublishSummary:
+    """Writes the human pairs into the corpus."""
+    began = time.monotonic()
+    summary = selection.publish_human(config.human, round_of(config).corpus, config.round)
+    _report(config, summary, time.monotonic() - began)
+    return summary
+
+
+@task(name="build-catalog", task_run_name="build-catalog", cache_policy=NO_CACHE)
+def build_catalog(config: BootstrapConfig) -> Path:
+    """Writes the DuckDB catalog over the workspace."""
+    return catalog.build_catalog(workspace_of(config))
+
+
+def _report(config: BootstrapConfig, summary: selection.PublishSummary, seconds: float) -> None:
+    if not summary.skipped:
+        add_seconds(config, "publish", seconds)
+        progress.say(f"{summary.shard}: {summary.kept} kept, {summary.rejected} rejected")

@@ -1,0 +1,49 @@
+"""Where a configuration's work lies, and the account of the seconds that its steps took. Imports no Prefect."""
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+from blip_core.config import BootstrapConfig
+from blip_core.workspace import Round, Workspace
+
+_account = threading.Lock()
+
+
+def workspace_of(config: BootstrapConfig) -> Workspace:
+    """The workspace, made if it is missing."""
+    return _opened(config.workspace)
+
+
+# Once for a process: whether it can be written need not be tried for every shard.
+@lru_cache(maxsize=1)
+def _opened(root: str) -> Workspace:
+    return Workspace.open(root)
+
+
+def round_of(config: BootstrapConfig) -> Round:
+    """The round that the configuration works on."""
+    return workspace_of(config).round(config.round)
+
+
+def shard_names(config: BootstrapConfig) -> list[str]:
+    """The shards of the workspace."""
+    return [path.stem for path in workspace_of(config).shard_paths()]
+
+
+def captioner_folder(config: BootstrapConfig) -> Path:
+    """The given Captioner's folder, or else the round's own."""
+    given = config.checkpoints.captioner
+    return Path(given).expanduser().resolve() if given else round_of(config).captioner
+
+
+def filter_folder(config: BootstrapConfig) -> Path:
+    """The given Filter's folder, or else the round's own."""
+    given = config.checkpoints.filter
+    return Path(given).expanduser().resolve() if given else round_of(config).filter
+
+
+def add_seconds(config: BootstrapConfig, step: str, seconds: float) -> None:
+    """Adds to a step's account; safe from the threads in which shards are worked on."""
+    with _account:
+        round_of(config).add_seconds(step, seconds)

@@ -1,0 +1,84 @@
+"""A small workspace with real files: two shards of six rows, annotations of the rows that have an image."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, write_part
+from blip_core.data.shards import SHARD_SCHEMA
+from blip_core.workspace import Workspace
+
+SHARDS = ("aaaa000000000001", "bbbb000000000002")
+
+
+def picture(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+def shard_rows(shard: str) -> list[dict]:
+    rows = []
+    for number in range(6):
+        row = {"uid": f"{shard[:4]}-{number}", "url": f"http://web.test/{shard[:4]}/{number}.jpg"}
+        row |= {"caption": f"web text {number} of {shard[:4]}"}
+        if number == 5:
+            rows.append(row | {"status": "failed", "reason": "not_found"})
+            continue
+        image = picture(40 + number, 30, (number * 40, 20, 90))
+        size = {"width": 40 + number, "height": 30, "original_width": 400, "original_height": 300}
+        rows.append(row | size | {"status": "ok", "sha256": hashlib.sha256(image).hexdigest(), "image": image})
+    return rows
+
+
+def annotation_rows(shard: str) -> list[dict]:
+    """Scores 0.00, 0.10, ... over the candidates; the last synthetic text is empty and has no scores."""
+    rows = []
+    for row in shard_rows(shard)[:5]:
+        shared = {"uid": row["uid"], "shard": shard, "url": row["url"], "image_sha256": row["sha256"]}
+        shared |= {"captioner": "c0ffee", "filter": "f11733"}
+        for candidate, source in enumerate(("web", "synthetic")):
+            place = len(rows)
+            scored = {"itm_score": place / 10, "itc_score": place / 20, "reason": None}
+            if place == 9:
+                scored = {"itm_score": None, "itc_score": None, "reason": "empty_text"}
+            sampled = {"logprob": -1.5, "seed": place} if source == "synthetic" else {}
+            text = "" if place == 9 else f"{source} text {place}"
+            rows.append(shared | {"text": text, "source": source, "candidate": candidate} | scored | sampled)
+    return rows
+
+
+def write_shard_file(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
+    table = table.replace_schema_metadata({"capfilt.schema": "shard/1", "capfilt.settings": "0"})
+    pq.write_table(table, path, compression="zstd", row_group_size=1000)
+
+
+def write_annotation_file(path: Path, rows: list[dict]) -> None:
+    write_part(path, pa.Table.from_pylist(rows, ANNOTATION_SCHEMA), ANNOTATION_VERSION, "0123456789abcdef")
+
+
+def make(root: Path) -> Workspace:
+    workspace = Workspace.open(root)
+    for shard in SHARDS:
+        write_shard_file(workspace.shard(shard), shard_rows(shard))
+        write_annotation_file(workspace.round(1).annotations / f"{shard}.parquet", annotation_rows(shard))
+    return workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Round 1 annotated, not yet published."""
+    return make(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="module")
+def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same, for the tests of a module that only read."""
+    return make(tmp_path_factory.mktemp("shared") / "workspace")

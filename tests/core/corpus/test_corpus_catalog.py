@@ -1,0 +1,125 @@
+"""The catalog as any DuckDB client sees it, started in the workspace's folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blip_core.corpus.catalog import build_catalog, promoted_round
+from blip_core.corpus.selection import publish_shard
+from blip_core.errors import WorkspaceError
+from blip_core.files import write_json
+from blip_core.workspace import Workspace
+
+VIEWS = ("images", "annotations", "corpus", "rounds", "training_metrics")
+
+
+def plain_client(workspace: Workspace, sql: str) -> list:
+    """Rows of a query in a process of its own that knows DuckDB alone."""
+    code = "import duckdb, json, sys; c = duckdb.connect('catalog.duckdb', read_only=True)\n"
+    code += "print(json.dumps(c.execute(sys.argv[1]).fetchall(), default=str))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, sql], cwd=workspace.root, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def publish(workspace: Workspace, round: int, where: str) -> None:
+    for annotation in sorted(workspace.round(1).annotations.glob("*.parquet")):
+        shard = workspace.shard(annotation.stem)
+        publish_shard(annotation, shard, workspace.round(round).corpus / annotation.name, where, round)
+
+
+def test_plain_client_in_the_workspace_reads_every_view(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    publish(workspace, 1, "itm_score > 0.45")
+    write_json(
+        workspace.round(1).evaluation,
+        {"audit": {"web_noise": 0.5}, "retrieval": {"retrained": {"text_to_image": {"r1": 0.25}}}, "captioning": {}},
+    )
+    workspace.round(1).metrics.mkdir()
+    line = {"model": "med", "step": 20, "epoch": 0, "loss": 3.5, "itc": 1.0, "itm": 0.6, "lm": None}
+    metrics = workspace.round(1).metrics / "med.jsonl"
+    metrics.write_text(json.dumps(line) + '\n{"model": "med", "st', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # the catalog is built from anywhere
+    assert build_catalog(workspace) == workspace.catalog
+    counts = " UNION ALL ".join(f"SELECT count(*) FROM {view}" for view in VIEWS)
+    assert plain_client(workspace, counts) == [[12], [20], [8], [1], [1]]
+    assert plain_client(workspace, "SELECT DISTINCT round FROM annotations") == [[1]]
+    assert plain_client(workspace, "SELECT shard, count(image) FROM images GROUP BY 1 ORDER BY 1") == [
+        ["aaaa000000000001", 5],
+        ["bbbb000000000002", 5],
+    ]
+    assert plain_client(workspace, "SELECT round, promoted, web_noise, text_to_image_r1, cider_raw FROM rounds") == [
+        [1, True, 0.5, 0.25, None]
+    ]
+    assert plain_client(workspace, "SELECT round, model, step, itm, lm FROM training_metrics") == [
+        [1, "med", 20, 0.6, None]
+    ]
+
+
+def test_published_parts_are_read_without_the_catalog_too(workspace: Workspace) -> None:
+    publish(workspace, 1, "itm_score > 0.45")
+    build_catalog(workspace)
+    direct = "SELECT * FROM 'rounds/*/corpus/*.parquet' ORDER BY uid, candidate"
+    assert plain_client(workspace, direct) == plain_client(workspace, "SELECT * FROM corpus ORDER BY uid, candidate")
+
+
+def test_views_of_an_empty_workspace_have_the_columns_of_a_full_one(workspace: Workspace, tmp_path: Path) -> None:
+    empty = Workspace.open(tmp_path / "empty")
+    build_catalog(empty)
+    publish(workspace, 1, "true")
+    workspace.round(1).metrics.mkdir()
+    columns = ("model", "step", "epoch", "loss", "itc", "itm", "lm", "learning_rate", "images_per_second", "seconds")
+    (workspace.round(1).metrics / "med.jsonl").write_text(json.dumps(dict.fromkeys(columns)) + "\n", encoding="utf-8")
+    build_catalog(workspace)
+    shape = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
+    assert plain_client(empty, shape) == plain_client(workspace, shape)
+    counts = " UNION ALL ".join(f"SELECT count(*) FROM {view}" for view in VIEWS)
+    assert plain_client(empty, counts) == [[0]] * 5
+
+
+def test_views_and_columns_carry_comments(workspace: Workspace) -> None:
+    build_catalog(workspace)
+    comments = dict(plain_client(workspace, "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal"))
+    assert set(comments) == set(VIEWS)
+    assert all(comments.values())
+    [[itm]] = plain_client(
+        workspace,
+        "SELECT comment FROM duckdb_columns() WHERE table_name = 'annotations' AND column_name = 'itm_score'",
+    )
+    assert "match" in itm
+
+
+def test_corpus_view_follows_the_promotion_else_the_last_published_round(workspace: Workspace) -> None:
+    assert promoted_round(workspace) is None
+    publish(workspace, 1, "itm_score > 0.65")
+    publish(workspace, 2, "itm_score > 0.25")
+    workspace.round(3).annotations.mkdir(parents=True)
+    build_catalog(workspace)
+    assert plain_client(workspace, "SELECT round, count(*) FROM corpus GROUP BY 1") == [[2, 12]]
+    write_json(workspace.root / "promoted.json", {"round": 1})
+    build_catalog(workspace)
+    assert plain_client(workspace, "SELECT round, count(*) FROM corpus GROUP BY 1") == [[1, 4]]
+    assert plain_client(workspace, "SELECT round, promoted FROM rounds ORDER BY 1") == [
+        [1, True],
+        [2, False],
+        [3, False],
+    ]
+
+
+def test_torn_promotion_is_named(workspace: Workspace) -> None:
+    write_json(workspace.root / "promoted.json", {"round": "one"})
+    with pytest.raises(WorkspaceError, match=r"promoted\.json"):
+        build_catalog(workspace)
+    assert not workspace.catalog.exists()
+
+
+def test_catalog_is_replaced_whole_and_leaves_nothing_beside(workspace: Workspace) -> None:
+    build_catalog(workspace)
+    build_catalog(workspace)
+    names = {path.name for path in workspace.root.iterdir()}
+    assert names == {"catalog.duckdb", "rounds", "shards"}

@@ -1,0 +1,146 @@
+"""A workspace with one whole round of 60 scenes, as the cycle would leave it, and the truth of its texts."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+
+from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, write_part
+from blip_core.corpus.selection import publish_human, publish_shard
+from blip_core.data.shards import SHARD_SCHEMA
+from blip_core.data.tables import PairTable
+from blip_core.evaluation.pictures import thumbnail
+from blip_core.files import write_json
+from blip_core.scenes.grammar import Scene, SceneObject
+from blip_core.workspace import Workspace
+
+SHARD = "5ce4e50000000001"
+COLOURS = ("red", "blue", "green")
+SCRIPT = "<script>alert('shapes & more')</script> http://ads.test/buy"
+
+
+class FinishedRound(NamedTuple):
+    """A round and, kept by the test alone, whether each (uid, candidate) is right."""
+
+    workspace: Workspace
+    truth: Path
+    human: PairTable
+    right: dict[tuple[str, int], bool]
+    scores: dict[tuple[str, int], float]
+
+
+def draw(colour: str, shape: str) -> bytes:
+    picture = Image.new("RGB", (96, 72), "white")
+    pen = ImageDraw.Draw(picture)
+    if shape == "circle":
+        pen.ellipse((24, 12, 72, 60), fill=colour)
+    else:
+        pen.rectangle((24, 12, 72, 60), fill=colour)
+    file = io.BytesIO()
+    picture.save(file, "JPEG")
+    return file.getvalue()
+
+
+def make_round(root: Path) -> FinishedRound:
+    workspace = Workspace.open(root / "workspace")
+    rng = np.random.default_rng(7)
+    shard, annotations, truth = [], [], []
+    right: dict[tuple[str, int], bool] = {}
+    scores: dict[tuple[str, int], float] = {}
+    for number in range(60):
+        uid, url = f"img-{number:03d}", f"http://web.test/{number}.jpg"
+        if number >= 50:
+            shard.append({"uid": uid, "url": url, "caption": "gone", "status": "failed", "reason": "not_found"})
+            truth.append({"uid": uid, "kind": "right", "scene": None})
+            continue
+        colour, shape = COLOURS[number % 3], ("circle", "square")[number % 2]
+        other = COLOURS[(number + 1) % 3]
+        kind = ("right", "mismatched", "junk")[number % 5 % 3]
+        web = {"right": f"just a {colour} {shape}", "mismatched": f"just a {other} {shape}", "junk": SCRIPT}[kind]
+        synthetic_right = number % 4 != 0
+        synthetic = f"just a {colour if synthetic_right else other} {shape}"
+        image = draw(colour, shape)
+        digest = hashlib.sha256(image).hexdigest()
+        size = {"width": 96, "height": 72, "original_width": 96, "original_height": 72}
+        shard.append({"uid": uid, "url": url, "caption": web, "status": "ok", "sha256": digest, "image": image} | size)
+        scene = Scene("white", (SceneObject(shape, colour, "large", "middle"),))
+        truth.append({"uid": uid, "kind": kind, "scene": json.dumps(scene.to_json())})
+        for candidate, (source, text) in enumerate((("web", web), ("synthetic", synthetic))):
+            is_right = kind == "right" if source == "web" else synthetic_right
+            score = float(np.float32(rng.beta(5, 2) if is_right else rng.beta(2, 5)))
+            right[uid, candidate], scores[uid, candidate] = is_right, score
+            annotations.append(
+                {"uid": uid, "shard": SHARD, "url": url, "image_sha256": digest, "text": text, "source": source}
+                | {"candidate": candidate, "itm_score": score, "itc_score": score / 2, "captioner": "c0ffee"}
+                | {"filter": "f11733"}
+                | ({"logprob": -1.0, "seed": number} if source == "synthetic" else {})
+            )
+    shard_table = pa.Table.from_pylist(shard, SHARD_SCHEMA)
+    workspace.shards.mkdir()
+    metadata = {"capfilt.schema": "shard/1", "capfilt.settings": "0"}
+    pq.write_table(shard_table.replace_schema_metadata(metadata), workspace.shard(SHARD), compression="zstd")
+    paths = workspace.round(1)
+    part = paths.annotations / f"{SHARD}.parquet"
+    write_part(part, pa.Table.from_pylist(annotations, ANNOTATION_SCHEMA), ANNOTATION_VERSION, "0")
+    publish_shard(part, workspace.shard(SHARD), paths.corpus / part.name, "itm_score > 0.5", 1)
+    pairs = [{"image": draw(colour, "circle"), "caption": [f"just a {colour} circle"]} for colour in COLOURS]
+    pq.write_table(pa.Table.from_pylist(pairs), root / "human.parquet")
+    human = PairTable(str(root / "human.parquet"))
+    publish_human(human, paths.corpus, 1)
+    pq.write_table(pa.Table.from_pylist(truth), root / "truth.parquet")
+    return FinishedRound(workspace, root / "truth.parquet", human, right, scores)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> FinishedRound:
+    """Downloaded, annotated and published; not evaluated."""
+    return make_round(tmp_path)
+
+
+@pytest.fixture
+def evaluated(finished: FinishedRound) -> FinishedRound:
+    """With an evaluation, metrics and seconds beside it, whose numbers are made up."""
+    paths = finished.workspace.round(1)
+
+    def recall(r1: float) -> dict[str, float]:
+        return {"r1": r1, "r5": r1 + 0.2, "r10": r1 + 0.3}
+
+    quality = {"med": 0.2, "retrained-raw": 0.25, "retrained": 0.4}
+    retrieval = {name: {"image_to_text": recall(q + 0.1), "text_to_image": recall(q)} for name, q in quality.items()}
+    captioning = {name: {"bleu4": q + 0.1, "cider": 3 * q} for name, q in quality.items()}
+    interval = [0.91, 0.98]
+    audit = {"web_noise": 0.6, "corpus_noise": 0.1, "synthetic_noise": 0.25, "filter_auc": 0.95}
+    audit |= {"filter_auc_interval": interval, "filter_precision": 0.9, "filter_recall": 0.8}
+    examples = {
+        name: [
+            {"uid": f"held-{colour}", "image": thumbnail(draw(colour, "square")), "text": f"just a {colour} {word}"}
+            | {"references": [f"just a {colour} square"]}
+            for colour in COLOURS
+        ]
+        for name, word in (("retrained-raw", "ring"), ("retrained", "square"))
+    }
+    evaluation = {"retrieval": retrieval, "captioning": captioning, "audit": audit, "examples": examples}
+    write_json(paths.evaluation, evaluation)
+    paths.metrics.mkdir()
+    trained = {"retrained": ("itc", "itm", "lm"), "captioner": ("lm",), "med": ("itc", "itm", "lm")}
+    for model, objectives in trained.items():
+        lines = []
+        for step in range(20, 1001, 20):
+            losses = {"itc": 4 / (1 + step / 300), "itm": 0.64 / (1 + step / 900), "lm": 3 / (1 + step / 200)}
+            line = {
+                "model": model,
+                "step": step,
+                **{name: losses[name] if name in objectives else None for name in losses},
+            }
+            lines.append(json.dumps(line))
+        (paths.metrics / f"{model}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for step, seconds in {"download": 12.5, "pretrain": 140.2, "annotate": 33.3, "publish": 0.4}.items():
+        paths.add_seconds(step, seconds)
+    return finished
