@@ -73,16 +73,22 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Boots
     Raises ConfigError, naming file and key, for a missing or unreadable file, an unknown key or a bad value.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"configuration {path}: cannot be read as YAML ({reason})") from error
+        values = _read_yaml(path.read_text(encoding="utf-8"), f"configuration {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {path}: must be a mapping of keys to values")
     for key, value in (overrides or {}).items():
-        _set(values, key, yaml.safe_load(value) if isinstance(value, str) else value)
+        _set(values, key, _read_yaml(value, f"{key}: {value!r:.80}") if isinstance(value, str) else value)
     _resolve_paths(values, path.resolve().parent)
     return parse_config(values, str(path))
+
+
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: cannot be read as YAML ({' '.join(str(error).split())})") from error
 
 
 def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> BootstrapConfig:

@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise WorkspaceError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise WorkspaceError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

@@ -7,15 +7,16 @@ from blip_core.corpus.selection import check_predicate
 from blip_core.data.tables import check_pair_table, read_web_table
 from blip_core.errors import ConfigError
 from blip_core.med.checkpoint import read_checkpoint_config
-from tasks.workplace import captioner_folder, filter_folder
+from tasks.workplace import captioner_folder, filter_folder, human_pairs, workspace_of
 
 Check = Callable[[BootstrapConfig], None]
 
 
 def check_inputs(flow: str, config: BootstrapConfig) -> None:
-    """Raises InputError, ConfigError or CheckpointError for what the flow would fail at later."""
+    """Raises InputError, ConfigError, CheckpointError or WorkspaceError for what the flow would fail at later."""
     for check in _CHECKS[flow]:
         check(config)
+    workspace_of(config)
 
 
 def _web(config: BootstrapConfig) -> None:
@@ -23,7 +24,12 @@ def _web(config: BootstrapConfig) -> None:
 
 
 def _human(config: BootstrapConfig) -> None:
-    check_pair_table(config.human)
+    check_pair_table(human_pairs(config))
+
+
+def _human_if_given(config: BootstrapConfig) -> None:
+    if config.human is not None:
+        _human(config)
 
 
 def _held_out(config: BootstrapConfig) -> None:
@@ -47,12 +53,12 @@ def _both_given(config: BootstrapConfig) -> None:
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "bootstrap": (_web, _human, _held_out, _predicate),
-    "clean": (_both_given, _given_models, _web, _predicate),
+    "clean": (_both_given, _given_models, _web, _human_if_given, _predicate),
     "download": (_web,),
     "pretrain": (_human,),
     "finetune": (_human,),
     "annotate": (),
-    "publish": (_human, _predicate),
+    "publish": (_human_if_given, _predicate),
     "retrain": (_human,),
     "evaluation": (_held_out,),
 }

@@ -76,11 +76,10 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """The whole cycle on the embedded synthetic web: no data, no network."""
-    from blip_core.config import demo_config
     from blip_core.scenes.web import ScenesConfig
     from flows.run import run_flow
 
-    config = demo_config(workspace, seed)
+    config = _demo_config(workspace, seed)
     run_flow("demo", config, verbose, scenes=ScenesConfig(seed=seed))
     if json:
         _print_report(config)
@@ -172,8 +171,26 @@ def _load(path: Path, settings: list[str], **overrides: Any) -> "BootstrapConfig
         if not equals:
             raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as pretrain.steps=500")
         given[key] = value
-    given |= {key: value for key, value in overrides.items() if value is not None}
+    # The texts of --set are YAML; those of the other options are meant as they stand, and JSON is YAML.
+    given |= {key: json.dumps(value) for key, value in overrides.items() if value is not None}
     return load_config(path, given)
+
+
+def _demo_config(workspace: str, seed: int) -> "BootstrapConfig":
+    """The demo's settings, with its tables below the workspace."""
+    from blip_core import scenes
+    from blip_core.config import load_config
+
+    tables = Path(workspace).expanduser().resolve() / "scenes"
+    given = {
+        "workspace": json.dumps(workspace),
+        "seed": seed,
+        "web": {"path": str(tables / "urls.parquet"), "caption": "alt", "uid": "uid"},
+        "human": {"path": str(tables / "human.parquet"), "uid": "uid"},
+        "held_out": {"path": str(tables / "held_out.parquet"), "uid": "uid"},
+        "truth": json.dumps(str(tables / "truth.parquet")),
+    }
+    return load_config(Path(scenes.__file__).with_name("demo.yaml"), given)
 
 
 def _print_report(config: "BootstrapConfig") -> None:

@@ -10,9 +10,11 @@ from blip_core.scenes.web import ScenesConfig
 from flows.bootstrap import bootstrap
 from tasks.scenes import make_scenes, write_url_table
 
+_SCENES = ScenesConfig()
+
 
 @flow(name="demo")
-def demo(config: BootstrapConfig, scenes: ScenesConfig) -> None:
+def demo(config: BootstrapConfig, scenes: ScenesConfig = _SCENES) -> None:
     """Makes a synthetic web in the folder of the URL table, serves it on loopback, and runs the cycle on it."""
     paths = make_scenes(str(Path(config.web.path).parent), scenes)
     with serve_scenes(paths.folder) as address:

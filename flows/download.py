@@ -1,17 +1,16 @@
 """From a URL table to shards."""
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from blip_core.config import BootstrapConfig
-from flows.shards import over_shards
+from flows.shards import over_shards, threads
 from tasks.download import download_shard, plan_shards
 
 # The next shard's processes start while this one's last slow hosts are waited for.
 _WINDOW = 2
 
 
-@flow(name="download", task_runner=ThreadPoolTaskRunner(max_workers=_WINDOW))
+@flow(name="download", task_runner=threads(_WINDOW))
 def download(config: BootstrapConfig) -> None:
     """Fetches the images of the URL table into shards; those that stand are not fetched again."""
     plan = plan_shards(config)

@@ -1,19 +1,19 @@
 """Publishing the corpus: what the predicate keeps, and the human pairs."""
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from blip_core.config import BootstrapConfig
-from flows.shards import over_shards
+from flows.shards import over_shards, threads
 from tasks.publish import build_catalog, publish_human, publish_shard
 from tasks.workplace import shard_names
 
 _WINDOW = 2
 
 
-@flow(name="publish", task_runner=ThreadPoolTaskRunner(max_workers=_WINDOW))
+@flow(name="publish", task_runner=threads(_WINDOW))
 def publish(config: BootstrapConfig) -> None:
     """Writes the candidates that pass the predicate and the human pairs, and the catalog to query them."""
     over_shards("publish", publish_shard, config, shard_names(config), _WINDOW)
-    publish_human(config)
+    if config.human is not None:
+        publish_human(config)
     build_catalog(config)

@@ -6,16 +6,22 @@ step then fails with the names of all that failed.
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task
 from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
 from tasks import progress
 
 _NAMED = 3
+
+
+def threads(window: int) -> TaskRunner[PrefectFuture[Any]]:
+    """The task runner of a flow that works on `window` shards at a time."""
+    return cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=window))
 
 
 def over_shards(

@@ -20,10 +20,11 @@ SELECT threshold, count(*) FILTER (source = 'web') AS web, count(*) FILTER (sour
 FROM annotations, (SELECT unnest([0.1, 0.5, 0.9, 0.99]) AS threshold)
 WHERE itm_score > threshold GROUP BY threshold ORDER BY threshold""",
     "Which web texts did the Captioner replace?": """
-SELECT web.text AS web_text, web.itm_score, synthetic.text AS synthetic_text, synthetic.itm_score
+SELECT web.text AS web_text, web.itm_score AS web_score, synthetic.text AS synthetic_text,
+    synthetic.itm_score AS synthetic_score
 FROM annotations AS web JOIN corpus AS synthetic USING (uid)
 WHERE web.source = 'web' AND synthetic.source = 'synthetic' AND web.itm_score < 0.5
-ORDER BY web.itm_score, uid LIMIT 5""",
+ORDER BY web_score, uid LIMIT 5""",
 }
 
 

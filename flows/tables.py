@@ -18,16 +18,20 @@ def print_rows(rows: pa.Table, console: Console | None = None) -> None:
     for field in rows.schema:
         numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
         table.add_column(field.name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows.slice(0, _SHOWN_ROWS).to_pylist():
-        table.add_row(*(_cell(value) for value in row.values()))
+    shown = rows.slice(0, _SHOWN_ROWS)
+    for row in zip(*(column.to_pylist() for column in shown.columns), strict=True):
+        table.add_row(*(_cell(value) for value in row))
     console.print(table)
     if rows.num_rows > _SHOWN_ROWS:
         console.print(f"{_SHOWN_ROWS} of {rows.num_rows} rows; --json prints all")
 
 
 def to_json(rows: pa.Table) -> str:
-    """All rows as a JSON list of objects; bytes in base64, times in ISO format."""
-    return json.dumps(rows.to_pylist(), indent=2, ensure_ascii=False, default=_plain)
+    """All rows as a JSON list of objects; bytes in base64, times in ISO format, a repeated name numbered."""
+    names: list[str] = []
+    for name in rows.column_names:
+        names.append(f"{name}_{rows.column_names[: len(names)].count(name)}" if name in names else name)
+    return json.dumps(rows.rename_columns(names).to_pylist(), indent=2, ensure_ascii=False, default=_plain)
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ from blip_core.data.pairs import human_source
 from blip_core.training import finetune
 from blip_core.training.run import TrainSummary
 from tasks import progress
-from tasks.workplace import add_seconds, round_of
+from tasks.workplace import add_seconds, human_pairs, round_of
 
 
 @task(name="finetune-captioner", task_run_name="finetune-captioner", cache_policy=NO_CACHE)
@@ -18,7 +18,7 @@ def finetune_captioner(config: BootstrapConfig) -> TrainSummary:
     summary = finetune.finetune_captioner(
         current.captioner,
         current.med,
-        [human_source(config.human)],
+        [human_source(human_pairs(config))],
         config.captioner,
         config.seed,
         current.metrics / "captioner.jsonl",
@@ -36,7 +36,7 @@ def finetune_filter(config: BootstrapConfig) -> TrainSummary:
     summary = finetune.finetune_filter(
         current.filter,
         current.med,
-        [human_source(config.human)],
+        [human_source(human_pairs(config))],
         config.filter,
         config.seed,
         current.metrics / "filter.jsonl",

@@ -8,7 +8,7 @@ from blip_core.data.pairs import human_source, web_sources
 from blip_core.training import pretrain
 from blip_core.training.run import TrainSummary
 from tasks import progress
-from tasks.workplace import add_seconds, round_of, workspace_of
+from tasks.workplace import add_seconds, human_pairs, round_of, workspace_of
 
 
 @task(name="pretrain-med", task_run_name="pretrain-med", cache_policy=NO_CACHE)
@@ -17,7 +17,7 @@ def pretrain_med(config: BootstrapConfig) -> TrainSummary:
     current = round_of(config)
     summary = pretrain.pretrain(
         current.med,
-        [*web_sources(workspace_of(config).shard_paths()), human_source(config.human)],
+        [*web_sources(workspace_of(config).shard_paths()), human_source(human_pairs(config))],
         config.med,
         config.pretrain,
         config.tokenizer,

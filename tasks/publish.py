@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from blip_core.config import BootstrapConfig
 from blip_core.corpus import catalog, selection
 from tasks import progress
-from tasks.workplace import add_seconds, round_of, workspace_of
+from tasks.workplace import add_seconds, human_pairs, round_of, workspace_of
 
 
 @task(name="publish-shard", task_run_name="publish-{name}", cache_policy=NO_CACHE)
@@ -32,7 +32,7 @@ def publish_shard(config: BootstrapConfig, name: str) -> selection.PublishSummar
 def publish_human(config: BootstrapConfig) -> selection.PublishSummary:
     """Writes the human pairs into the corpus."""
     began = time.monotonic()
-    summary = selection.publish_human(config.human, round_of(config).corpus, config.round)
+    summary = selection.publish_human(human_pairs(config), round_of(config).corpus, config.round)
     _report(config, summary, time.monotonic() - began)
     return summary
 

@@ -28,7 +28,7 @@ def write_report(config: BootstrapConfig) -> Path:
     ):
         return current.report
     began = time.monotonic()
-    path = report.write_report(workspace_of(config), config.round)
+    path = report.write_report(workspace_of(config), config.round, config.evaluation.examples)
     add_seconds(config, "report", time.monotonic() - began)
     return path
 

@@ -8,7 +8,7 @@ from blip_core.data.pairs import corpus_sources, human_source, web_sources
 from blip_core.training import pretrain
 from blip_core.training.run import TrainSummary
 from tasks import progress
-from tasks.workplace import add_seconds, round_of, workspace_of
+from tasks.workplace import add_seconds, human_pairs, round_of, workspace_of
 
 
 @task(name="retrain-on-corpus", task_run_name="retrain-on-corpus", cache_policy=NO_CACHE)
@@ -17,7 +17,7 @@ def retrain_on_corpus(config: BootstrapConfig) -> TrainSummary:
     current = round_of(config)
     summary = pretrain.pretrain(
         current.retrained,
-        [*corpus_sources(current.corpus, workspace_of(config).shards), human_source(config.human)],
+        [*corpus_sources(current.corpus, workspace_of(config).shards), human_source(human_pairs(config))],
         config.med,
         config.retrain,
         config.tokenizer,
@@ -36,7 +36,7 @@ def retrain_on_raw(config: BootstrapConfig) -> TrainSummary:
     current = round_of(config)
     summary = pretrain.pretrain(
         current.retrained_raw,
-        [*web_sources(workspace_of(config).shard_paths()), human_source(config.human)],
+        [*web_sources(workspace_of(config).shard_paths()), human_source(human_pairs(config))],
         config.med,
         config.retrain,
         config.tokenizer,

@@ -5,6 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from blip_core.config import BootstrapConfig
+from blip_core.data.tables import PairTable
+from blip_core.errors import ConfigError
 from blip_core.workspace import Round, Workspace
 
 _account = threading.Lock()
@@ -24,6 +26,13 @@ def _opened(root: str) -> Workspace:
 def round_of(config: BootstrapConfig) -> Round:
     """The round that the configuration works on."""
     return workspace_of(config).round(config.round)
+
+
+def human_pairs(config: BootstrapConfig) -> PairTable:
+    """The human pairs. Raises ConfigError where none are configured."""
+    if config.human is None:
+        raise ConfigError("human: missing; training needs human pairs, a Parquet table with images and captions")
+    return config.human
 
 
 def shard_names(config: BootstrapConfig) -> list[str]:

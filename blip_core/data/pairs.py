@@ -87,9 +87,8 @@ def corpus_sources(corpus: Path, shards: Path) -> list[PairSource]:
 def iterate_texts(sources: Sequence[PairSource]) -> Iterator[str]:
     """Every text of the sources, in their order."""
     for source in sources:
-        parquet = pq.ParquetFile(source.path)
-        for group in range(parquet.num_row_groups):
-            for _, texts in _group_texts(source, parquet.read_row_group(group, columns=_text_columns(source))):
+        for group in range(_open(source.path).num_row_groups):
+            for _, texts in _group_texts(source, _read_group(source, group)):
                 yield from texts
 
 
@@ -97,34 +96,62 @@ def pairs_digest(sources: Sequence[PairSource]) -> str:
     """Identifies what a model was trained on: every text, and the images' identity, in order."""
     digest = hashlib.sha256()
     for source in sources:
-        parquet = pq.ParquetFile(source.path)
-        names = parquet.schema_arrow.names
-        identity = "sha256" if "sha256" in names else source.image
+        parquet = _open(source.path)
+        identity = "sha256" if "sha256" in parquet.schema_arrow.names else source.image
         for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, columns=[*{*_text_columns(source), identity}])
+            rows = _read_group(source, group, identity)
+            images = _values(rows[identity])
             for row, texts in _group_texts(source, rows):
-                image = rows[identity][row].as_py()
-                image = image["bytes"] if isinstance(image, dict) else image
+                image = images[row].as_py()
                 digest.update(image if isinstance(image, bytes) else str(image).encode())
                 digest.update("\0".join(texts).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 
-def _text_columns(source: PairSource) -> list[str]:
-    names = pq.read_schema(source.path).names
-    wanted = [source.caption, source.uid, "status" if "status" in names else None]
-    return [name for name in wanted if name is not None]
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
+def _read_group(source: PairSource, group: int, *more: str) -> pa.Table:
+    """One row group: the columns of the texts, and `more`."""
+    parquet = _open(source.path)
+    status = "status" if "status" in parquet.schema_arrow.names else None
+    columns = {name for name in (source.caption, source.uid, status, *more) if name is not None}
+    try:
+        return parquet.read_row_group(group, columns=sorted(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{source.path}: row group {group} cannot be read ({error})") from error
+
+
+def _values(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column itself, or the field `bytes` where it is of structs."""
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+def _places(source: PairSource, group: int) -> list[tuple[pa.Scalar, str]]:
+    """The pairs of one row group: the image, still in Arrow's memory, and the text."""
+    rows = _read_group(source, group, source.image)
+    images = _values(rows[source.image])
+    places = [(images[row], text) for row, texts in _group_texts(source, rows) for text in texts]
+    if not all(image.is_valid for image, _ in places):
+        raise InputError(f"{source.path}: a row has no bytes in column '{source.image}'; every pair needs its image")
+    return places
 
 
 def _group_texts(source: PairSource, rows: pa.Table) -> Iterator[tuple[int, list[str]]]:
     """(row, its texts) for the rows that have an image and a text."""
     status = rows["status"].to_pylist() if "status" in rows.column_names else ["ok"] * len(rows)
-    captions = rows[source.caption].to_pylist() if source.caption else None
-    uids = rows[source.uid].to_pylist() if source.uid else None
+    if source.caption:
+        captions = rows[source.caption].to_pylist()
+    else:
+        captions = [source.texts.get(uid) for uid in rows[source.uid].to_pylist()]
     for row, state in enumerate(status):
         if state != "ok":
             continue
-        found = captions[row] if captions is not None else source.texts.get(uids[row], ())
+        found = captions[row]
         texts = [found] if isinstance(found, str) else list(found or ())
         texts = [text for text in texts if text and text.strip()]
         if texts:
@@ -162,7 +189,7 @@ class PairStream:
         self.groups = [
             (index, group)
             for index, source in enumerate(self.sources)
-            for group in range(pq.ParquetFile(source.path).num_row_groups)
+            for group in range(_open(source.path).num_row_groups)
         ]
 
     def batches(self, first: int = 0) -> Iterator[PairBatch]:
@@ -195,21 +222,12 @@ class PairStream:
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.groups))
         for start in range(0, len(order), WINDOW):
-            window = [self._read(*self.groups[place]) for place in order[start : start + WINDOW]]
-            places = [(rows, row, text) for rows, members in window for row, texts in members for text in texts]
+            window = [self.groups[place] for place in order[start : start + WINDOW]]
+            places = [place for index, group in window for place in _places(self.sources[index], group)]
             for place in generator.permutation(len(places)):
-                rows, row, text = places[place]
-                image = rows[row].as_py()
-                image = image["bytes"] if isinstance(image, dict) else image
+                scalar, text = places[place]
+                image = scalar.as_py()
                 yield PairSample(image, text, _image_id(image))
-
-    def _read(self, index: int, group: int) -> tuple[pa.ChunkedArray, list[tuple[int, list[str]]]]:
-        source = self.sources[index]
-        try:
-            rows = pq.ParquetFile(source.path).read_row_group(group, [*_text_columns(source), source.image])
-        except (OSError, pa.ArrowException) as error:
-            raise ShardError(f"{source.path}: row group {group} cannot be read ({error})") from error
-        return rows[source.image], list(_group_texts(source, rows))
 
 
 def _image_id(image: bytes) -> int:

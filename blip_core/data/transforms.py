@@ -19,7 +19,7 @@ def eval_transform(size: int) -> Transform:
 
 
 def train_transform(size: int, crop_scale: float, flip: bool) -> Transform:
-    """Random crop of at least `crop_scale` of the area (1.0: the whole picture), perhaps mirrored, then as in evaluation.
+    """Random crop of at least `crop_scale` of the area (1: no crop), perhaps mirrored, then as in evaluation.
 
     Draws from torch's global generator. Mirroring makes 'left' and 'right' in captions wrong.
     """

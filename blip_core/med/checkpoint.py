@@ -56,7 +56,7 @@ def load_med(folder: Path, device: str | torch.device = "cpu") -> LoadedMED:
     config = read_checkpoint_config(folder)
     try:
         architecture = architecture_from(config["med"])
-    except (KeyError, ConfigError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: does not describe a MED ({error})") from error
     tokenizer = Tokenizer.load(folder)
     med = build_med(architecture, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id)
@@ -67,13 +67,16 @@ def load_med(folder: Path, device: str | torch.device = "cpu") -> LoadedMED:
 
 
 def read_checkpoint_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint. Raises CheckpointError where there is none."""
+    """config.json of a checkpoint. Raises CheckpointError where there is none, or one that describes no MED."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"checkpoint {folder}: not found; expected a folder with {WEIGHTS} and {CONFIG}")
     try:
-        return read_json(folder / CONFIG)
+        config = read_json(folder / CONFIG)
     except WorkspaceError as error:
         raise CheckpointError(str(error)) from error
+    if not isinstance(config, dict) or not {"med", "digest"} <= config.keys():
+        raise CheckpointError(f"{folder / CONFIG}: does not describe a MED; it must be an object with med and digest")
+    return config
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -138,10 +138,7 @@ def _decode_rows(
     for step in range(config.max_length - given):
         log_probabilities = F.log_softmax(decoder.step(tokens).float(), dim=-1)
         scores = restrict(log_probabilities, history, step + given, end_id, config)
-        if uniforms is None:
-            chosen = scores.argmax(dim=-1)
-        else:
-            chosen = nucleus(scores, uniforms[active, step], config)
+        chosen = scores.argmax(dim=-1) if uniforms is None else nucleus(scores, uniforms[active, step], config)
         picked = log_probabilities.gather(1, chosen[:, None]).squeeze(1)
         for row, token, logprob in zip(active.tolist(), chosen.tolist(), picked.tolist(), strict=True):
             totals[row] += logprob
@@ -195,7 +192,7 @@ def beam_search(
 ) -> list[Caption]:
     """The most probable text a row among `beams` kept at each step, by mean log-probability of what was generated.
 
-    A row is done when no beam under way can still beat its best finished text.
+    A row is done when `beams` texts have ended and no beam under way stands better than the worst of them.
     """
     beams = config.beams
     decoder.select(torch.arange(rows, device=device).repeat_interleave(beams))
@@ -218,8 +215,11 @@ def beam_search(
         tokens = chosen.gather(1, kept).flatten()[:, None]
         decoder.select(order)
         history = torch.cat([history[order], tokens], dim=1)
-        if _all_done(finished, totals, step + 1, beams):
+        done = _done(finished, totals, step + 1, beams)
+        if done.all():
             break
+        # a row that is done finds nothing more, however long the others take
+        totals = totals.masked_fill(done[:, None], -torch.inf)
     _finish(finished, history, totals, len(prompt), beams)
     return [max(texts, key=lambda caption: caption.logprob) for texts in finished]
 
@@ -247,9 +247,10 @@ def _advance(
     return best.gather(1, kept).masked_fill(ended.gather(1, kept), -torch.inf), kept
 
 
-def _all_done(finished: list[list[Caption]], totals: Tensor, length: int, beams: int) -> bool:
+def _done(finished: list[list[Caption]], totals: Tensor, length: int, beams: int) -> Tensor:
     hopes = (totals.max(dim=1).values / length).tolist()
-    return all(len(texts) >= beams and texts[-1].logprob >= hope for texts, hope in zip(finished, hopes, strict=True))
+    done = [len(texts) >= beams and texts[-1].logprob >= hope for texts, hope in zip(finished, hopes, strict=True)]
+    return torch.tensor(done, device=totals.device)
 
 
 def _finish(finished: list[list[Caption]], history: Tensor, totals: Tensor, prompt_length: int, beams: int) -> None:

@@ -27,11 +27,13 @@ def itc_loss(
         alpha: weight of the soft targets, 0..1.
     """
     hard = positives.float() / positives.sum(dim=1, keepdim=True)
-    with torch.no_grad():
-        text_targets = _soft_targets(momentum_image, text_keys, hard, temperature, alpha)
-        image_targets = _soft_targets(momentum_text, image_keys, hard, temperature, alpha)
-    image_to_text = _cross_entropy(image, text_keys, text_targets, temperature)
-    text_to_image = _cross_entropy(text, image_keys, image_targets, temperature)
+    # at temperature 0.001 mixed precision would round the logits to whole numbers
+    with torch.autocast(image.device.type, enabled=False):
+        with torch.no_grad():
+            text_targets = _soft_targets(momentum_image, text_keys, hard, temperature, alpha)
+            image_targets = _soft_targets(momentum_text, image_keys, hard, temperature, alpha)
+        image_to_text = _cross_entropy(image, text_keys, text_targets, temperature)
+        text_to_image = _cross_entropy(text, image_keys, image_targets, temperature)
     return (image_to_text + text_to_image) / 2
 
 

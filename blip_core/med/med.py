@@ -39,7 +39,7 @@ class Architecture:
 
 
 PRESETS = {
-    "tiny": Architecture(64, 8, 128, 4, 4, 128, 3, 4, 64, 0.0, 0.0),
+    "tiny": Architecture(32, 8, 64, 2, 2, 64, 2, 2, 64, 0.0, 0.0),
     "small": Architecture(112, 16, 256, 6, 4, 256, 4, 4, 128, 0.0, 0.1),
     "base": Architecture(224, 16, 768, 12, 12, 768, 12, 12, 256, 0.0, 0.1),
     "large": Architecture(224, 16, 1024, 24, 16, 768, 12, 12, 256, 0.1, 0.1),

@@ -59,6 +59,11 @@ class MomentumEncoders(nn.Module):
 class EmbeddingQueue(nn.Module):
     """A ring of the last K momentum embeddings; takes batches of any size, and starts with random directions."""
 
+    images: Tensor  # (K, E)
+    texts: Tensor  # (K, E)
+    image_ids: Tensor  # (K,)
+    pointer: Tensor  # (), the oldest entry
+
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.register_buffer("images", F.normalize(torch.randn(size, width), dim=-1))

@@ -5,14 +5,18 @@ feed-forward that all faces use: what BLIP shares is shared by construction, and
 BERT's shape: post-norm, LayerNorm epsilon 1e-12, exact GELU, learned positions, no token types.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Face = Literal["encoder", "decoder"]
+KeysValues = tuple[Tensor, Tensor]
+GrowingKeys = Callable[[KeysValues], KeysValues]
 LAYER_NORM_EPSILON = 1e-12
 
 
@@ -23,8 +27,8 @@ class DecoderCache:
     Each is a list over layers of (keys, values), both (R, H, length, D / H) for R rows.
     """
 
-    image: list[tuple[Tensor, Tensor]]
-    text: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    image: list[KeysValues]
+    text: list[KeysValues] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -56,7 +60,7 @@ class Attention(nn.Module):
         batch, length, width = features.shape
         return features.view(batch, length, self.heads, width // self.heads).transpose(1, 2)  # (B, H, L, D / H)
 
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, source: Tensor) -> KeysValues:
         """Keys and values (B, H, N, D / H) of a source (B, N, source width)."""
         return self._split(self.key(source)), self._split(self.value(source))
 
@@ -98,6 +102,22 @@ class TextLayer(nn.Module):
         self.cross_attention = Attention(width, heads, dropout, image_width) if image_width else None
         self.feed_forward = FeedForward(width, 4 * width, dropout)
 
+    def forward(
+        self, hidden: Tensor, face: Face, mask: Tensor | None, text: GrowingKeys, image: KeysValues | None
+    ) -> Tensor:
+        """Hidden (B, L, D) through self-attention, cross-attention to `image` if there is one, and feed-forward."""
+        attention = cast(Attention, self.self_attention[face])
+        hidden = attention(hidden, *text(attention.keys_values(hidden)), mask)
+        if image is not None and self.cross_attention is not None:
+            hidden = self.cross_attention(hidden, *image, None)
+        return self.feed_forward(hidden)
+
+    def image_keys_values(self, image_features: Tensor) -> KeysValues:
+        """Keys and values of image features (B, N, image width), for this layer's cross-attention."""
+        if self.cross_attention is None:
+            raise ValueError("this text transformer has no cross-attention; it was built with image_width=None")
+        return self.cross_attention.keys_values(image_features)
+
 
 class TextTransformer(nn.Module):
     """Token ids to hidden states, through the encoder's or the decoder's self-attention, with or without an image."""
@@ -119,12 +139,13 @@ class TextTransformer(nn.Module):
         self.positions = nn.Embedding(positions, width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(TextLayer(width, heads, dropout, image_width, faces) for _ in range(depth))
+        layers = [TextLayer(width, heads, dropout, image_width, faces) for _ in range(depth)]
+        self.layers = cast(list[TextLayer], nn.ModuleList(layers))
         if "decoder" in faces:
             self.head_transform = nn.Linear(width, width)
             self.head_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
             self.head_bias = nn.Parameter(torch.zeros(vocabulary))
-        self.apply(_initialise)
+        self.apply(partial(_initialise, width=width))
 
     def forward(
         self,
@@ -147,21 +168,15 @@ class TextTransformer(nn.Module):
         hidden = self._embed(ids, past)
         allowed = attention_mask(ids.shape[1], past, mask, causal=face == "decoder", device=ids.device)
         for index, layer in enumerate(self.layers):
-            attention = layer.self_attention[face]
-            keys, values = attention.keys_values(hidden)
-            if cache is not None:
-                keys, values = _grow(cache, index, keys, values)
-            hidden = attention(hidden, keys, values, allowed)
-            if cache is not None:
-                hidden = layer.cross_attention(hidden, *cache.image[index], None)
-            elif image_features is not None:
-                hidden = layer.cross_attention(hidden, *layer.cross_attention.keys_values(image_features), None)
-            hidden = layer.feed_forward(hidden)
+            image = cache.image[index] if cache is not None else None
+            if cache is None and image_features is not None:
+                image = layer.image_keys_values(image_features)
+            hidden = layer(hidden, face, allowed, partial(_grow, cache, index), image)
         return hidden
 
     def start_cache(self, image_features: Tensor) -> DecoderCache:
         """The cache of a decoding over images (R, N, image width) that has seen no token yet."""
-        return DecoderCache([layer.cross_attention.keys_values(image_features) for layer in self.layers])
+        return DecoderCache([layer.image_keys_values(image_features) for layer in self.layers])
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the next token; the output matrix is the word embedding."""
@@ -188,19 +203,27 @@ def attention_mask(length: int, past: int, mask: Tensor | None, causal: bool, de
     return allowed
 
 
-def _grow(cache: DecoderCache, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _grow(cache: DecoderCache | None, index: int, new: KeysValues) -> KeysValues:
+    """The layer's keys and values with those of a decoding's earlier tokens before them."""
+    if cache is None:
+        return new
     if index == len(cache.text):
-        cache.text.append((keys, values))
+        cache.text.append(new)
     else:
         seen_keys, seen_values = cache.text[index]
-        cache.text[index] = (torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2))
+        cache.text[index] = (torch.cat([seen_keys, new[0]], dim=2), torch.cat([seen_values, new[1]], dim=2))
     return cache.text[index]
 
 
-def _initialise(module: nn.Module) -> None:
-    """BERT's: normal with deviation 0.02, biases zero."""
+def _initialise(module: nn.Module, width: int) -> None:
+    """BERT's: normal with deviation 0.02, biases zero.
+
+    0.02 belongs to a width of 768; other widths get the deviation that keeps the same share of the signal, since a
+    narrow model with BERT's would hardly look at the image at first.
+    """
+    deviation = 0.02 * (768 / width) ** 0.5
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=deviation)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -77,7 +77,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens left out."""
-        return self.pieces.decode(list(ids), skip_special_tokens=True).strip()
+        return str(self.pieces.decode(list(ids), skip_special_tokens=True)).strip()
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers reads as well."""

@@ -5,19 +5,18 @@ vary a little and the picture has noise, so that no two pictures of one scene ar
 """
 
 import io
-import math
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, Scene, SceneObject
+from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, Scene
 
-CENTRES = {"left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73), "middle": (0.5, 0.5)}
+CENTRES = {"left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7), "middle": (0.5, 0.5)}
 """Where the places lie, as (x, y) in shares of the picture's side."""
-RADII = {"small": (0.095, 0.12), "large": (0.19, 0.215)}
+RADII = {"small": (0.13, 0.15), "large": (0.24, 0.27)}
 """The range of an object's radius, in shares of the picture's side."""
-SHIFT_ALONG, SHIFT_ACROSS = 0.02, 0.12
-"""How far an object may stray towards its neighbour, and away from their common line."""
+STRAY = 0.025
+"""How far an object may stray from its place, in each direction."""
 COLOUR_SHIFT = 10
 NOISE = 5.0
 """Standard deviation of the noise, in levels of 0..255."""
@@ -31,9 +30,8 @@ def render_scene(scene: Scene, rng: np.random.Generator, size: int = 64) -> byte
     ground = _shifted(BACKGROUNDS[scene.background], rng)
     picture = Image.new("RGB", (side, side), ground)
     draw = ImageDraw.Draw(picture)
-    for thing in scene.objects:
-        x, y, radius = _position(thing, rng)
-        _draw_shape(draw, thing.shape, x * side, y * side, radius * side, _shifted(COLOURS[thing.colour], rng), ground)
+    x, y, radius = _position(scene, rng)
+    _draw_shape(draw, scene.shape, x * side, y * side, radius * side, _shifted(COLOURS[scene.colour], rng), ground)
     pixels = np.asarray(picture.reduce(SUPERSAMPLING), dtype=np.float64)  # (size, size, 3)
     noisy = np.clip(np.rint(pixels + rng.normal(0.0, NOISE, pixels.shape)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
@@ -47,12 +45,11 @@ def _shifted(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[in
     return red, green, blue
 
 
-def _position(thing: SceneObject, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Centre x, y and radius, in shares of the picture's side; the object stays whole and on its side."""
-    x, y = CENTRES[thing.place]
-    along, across = rng.uniform(-SHIFT_ALONG, SHIFT_ALONG), rng.uniform(-SHIFT_ACROSS, SHIFT_ACROSS)
-    radius = float(rng.uniform(*RADII[thing.size]))
-    return (x + across, y + along, radius) if thing.place in ("top", "bottom") else (x + along, y + across, radius)
+def _position(scene: Scene, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Centre x, y and radius, in shares of the picture's side; the object stays whole."""
+    x, y = CENTRES[scene.place]
+    right, down = rng.uniform(-STRAY, STRAY, 2)
+    return x + right, y + down, float(rng.uniform(*RADII[scene.size]))
 
 
 def _draw_shape(
@@ -66,9 +63,8 @@ def _draw_shape(
 ) -> None:
     """Draws a shape of the given colour with its middle at (x, y); `ground` fills the hole of a ring."""
     box = (x - radius, y - radius, x + radius, y + radius)
-    if shape in ("circle", "ring"):
-        draw.ellipse(box, fill=colour)
     if shape == "ring":
+        draw.ellipse(box, fill=colour)
         hole = 0.55 * radius
         draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground)
     elif shape == "square":
@@ -80,11 +76,3 @@ def _draw_shape(
         draw.rectangle((x - bar, y - radius, x + bar, y + radius), fill=colour)
     elif shape == "triangle":
         draw.polygon([(x, y - radius), (x + radius, y + 0.85 * radius), (x - radius, y + 0.85 * radius)], fill=colour)
-    elif shape == "star":
-        draw.polygon(_star(x, y, 1.12 * radius), fill=colour)
-
-
-def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    spokes = [radius, 0.42 * radius] * 5
-    angles = [math.pi * (step / 5 - 0.5) for step in range(10)]
-    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(spokes, angles, strict=True)]

@@ -20,7 +20,7 @@ from PIL import Image
 from blip_core.errors import ConfigError, WorkspaceError
 from blip_core.files import atomic_file, atomic_folder, fingerprint, read_json, write_json
 from blip_core.scenes import grammar, render
-from blip_core.scenes.grammar import Scene, captions_of, draw_scene, is_right, read_caption
+from blip_core.scenes.grammar import Scene, captions_of, draw_scene, is_right
 from blip_core.scenes.junk import draw_junk
 from blip_core.scenes.render import render_scene
 from blip_core.settings import Settings, setting
@@ -41,8 +41,8 @@ class ScenesConfig(Settings):
     """How large the synthetic web is, and how bad."""
 
     web_images: int = setting(3000, "web pairs whose picture can be fetched, without the duplicates", ge=1)
-    human_pairs: int = setting(800, "pictures with right captions to train on", ge=1)
-    held_out: int = setting(250, "pictures with right captions to test on", ge=1, le=500)
+    human_pairs: int = setting(1200, "pictures with right captions to train on", ge=1)
+    held_out: int = setting(150, "pictures with right captions to test on", ge=1, le=500)
     mismatched: float = setting(0.35, "share of web pairs with another picture's text", ge=0.0, le=1.0)
     junk: float = setting(0.2, "share of web pairs with a junk text; the rest is right", ge=0.0, le=1.0)
     dead_links: int = setting(30, "further rows whose URL is not found", ge=0)
@@ -248,15 +248,14 @@ def _human_pairs(config: ScenesConfig) -> list[tuple[str, bytes, list[str]]]:
 def _held_out_pairs(config: ScenesConfig) -> list[tuple[str, bytes, list[str]]]:
     """Pictures with captions of which each is right for its own picture and for no other of the set."""
     rows: list[tuple[str, bytes, list[str]]] = []
-    told: list[tuple[Scene, list[grammar.Claims]]] = []
+    told: set[Scene] = set()
     for index in range(20 * config.held_out):
         rng = _stream(config, HELD_OUT, index)
         scene = draw_scene(rng)
-        captions = captions_of(scene, rng, int(rng.integers(2, 4)))
-        claims = [claim for caption in captions if (claim := read_caption(caption))]
-        if any(c.hold(other) for c in claims for other, _ in told) or any(c.hold(scene) for _, cs in told for c in cs):
+        if scene in told:
             continue
-        told.append((scene, claims))
+        told.add(scene)
+        captions = captions_of(scene, rng, int(rng.integers(2, 4)))
         rows.append((_name(config, "held_out", index), render_scene(scene, rng, config.image_size), captions))
         if len(rows) == config.held_out:
             return rows

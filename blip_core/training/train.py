@@ -76,8 +76,9 @@ def train(
     """
     # fine-tuning leaves one face's parameters without a gradient, which DDP has to be told
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    precision = "bf16" if config.precision == "bf16" else "no"
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
+    # accelerate's own precision is one for the whole process, in which trainings of both may follow each other
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
+    mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16")
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     start = state.restore(module, optimizer)
     prepared, optimizer = accelerator.prepare(module, optimizer)
@@ -90,7 +91,8 @@ def train(
         rate = learning_rate(step, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = prepared(_to(batch, accelerator.device), step)
+        with mixed:
+            losses = prepared(_to(batch, accelerator.device), step)
         loss = torch.stack(list(losses.values())).sum()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(prepared.parameters(), config.clip_norm)

@@ -1,6 +1,7 @@
 """The flows under Prefect's test server: they make what is missing, try again what may pass, and lose nothing."""
 
 import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from blip_core.workspace import Workspace
 from flows.annotate import annotate
 from flows.bootstrap import bootstrap
 from flows.clean import clean
+from flows.demo import demo
 from flows.download import download
 from flows.server import free_port
 from flows.shards import over_shards
@@ -187,6 +189,25 @@ def test_what_stands_is_not_handed_to_prefect_at_all(
     monkeypatch.setattr("flows.download.over_shards", lambda *arguments, **_: handed.extend(arguments[3]))
     download(finished)
     assert handed == []
+
+
+def test_demo_serves_the_web_it_makes_while_the_cycle_runs(
+    monkeypatch: pytest.MonkeyPatch, configure: Configure, tmp_path: Path
+) -> None:
+    fetched: list[bytes] = []
+
+    def cycle(config: BootstrapConfig) -> None:
+        rows = pq.read_table(config.web.path).to_pylist()
+        truth = {row["uid"]: row["scene"] for row in pq.read_table(str(config.truth)).to_pylist()}
+        url = next(row["url"] for row in rows if truth[row["uid"]] is not None)
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            fetched.append(answer.read())
+
+    monkeypatch.setattr("flows.demo.bootstrap", cycle)
+    tables = tmp_path / "workspace" / "scenes"
+    config = load_config(configure(web={"path": str(tables / "urls.parquet")}, truth=str(tables / "truth.parquet")))
+    demo(config, ScenesConfig(web_images=4, human_pairs=1, held_out=1, oversized=0))
+    assert fetched[0].startswith(b"\xff\xd8")
 
 
 class TestOverShards:

@@ -63,7 +63,7 @@ def test_a_killed_run_takes_its_server_along_and_the_next_one_starts(configure: 
     config = configure()
     with started(config) as (process, port):
         with pytest.raises(WorkspaceError, match="another capfilt run"), _no_prefect_configured():
-            enter(Workspace.existing(tmp_path / "workspace"))
+            enter(Workspace(tmp_path / "workspace"))
         process.kill()
         process.wait()
         # The kernel kills the child when it has taken note of the parent's end.

@@ -18,11 +18,13 @@ from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.data.tables import PairTable
 from blip_core.evaluation.pictures import thumbnail
 from blip_core.files import write_json
-from blip_core.scenes.grammar import Scene, SceneObject
+from blip_core.scenes import grammar
+from blip_core.scenes.grammar import Scene
 from blip_core.workspace import Workspace
 
 SHARD = "5ce4e50000000001"
-COLOURS = ("red", "blue", "green")
+COLOURS = tuple(grammar.COLOURS)[:3]
+SHAPES = grammar.SHAPES[:2]
 SCRIPT = "<script>alert('shapes & more')</script> http://ads.test/buy"
 
 
@@ -36,10 +38,15 @@ class FinishedRound(NamedTuple):
     scores: dict[tuple[str, int], float]
 
 
+def tell(colour: str, shape: str) -> str:
+    """The right caption of the scene of that object."""
+    return f"a large {colour} {shape} in the middle of a white background"
+
+
 def draw(colour: str, shape: str) -> bytes:
     picture = Image.new("RGB", (96, 72), "white")
     pen = ImageDraw.Draw(picture)
-    if shape == "circle":
+    if shape == SHAPES[0]:
         pen.ellipse((24, 12, 72, 60), fill=colour)
     else:
         pen.rectangle((24, 12, 72, 60), fill=colour)
@@ -60,17 +67,17 @@ def make_round(root: Path) -> FinishedRound:
             shard.append({"uid": uid, "url": url, "caption": "gone", "status": "failed", "reason": "not_found"})
             truth.append({"uid": uid, "kind": "right", "scene": None})
             continue
-        colour, shape = COLOURS[number % 3], ("circle", "square")[number % 2]
+        colour, shape = COLOURS[number % 3], SHAPES[number % 2]
         other = COLOURS[(number + 1) % 3]
         kind = ("right", "mismatched", "junk")[number % 5 % 3]
-        web = {"right": f"just a {colour} {shape}", "mismatched": f"just a {other} {shape}", "junk": SCRIPT}[kind]
+        web = {"right": tell(colour, shape), "mismatched": tell(other, shape), "junk": SCRIPT}[kind]
         synthetic_right = number % 4 != 0
-        synthetic = f"just a {colour if synthetic_right else other} {shape}"
+        synthetic = tell(colour if synthetic_right else other, shape)
         image = draw(colour, shape)
         digest = hashlib.sha256(image).hexdigest()
         size = {"width": 96, "height": 72, "original_width": 96, "original_height": 72}
         shard.append({"uid": uid, "url": url, "caption": web, "status": "ok", "sha256": digest, "image": image} | size)
-        scene = Scene("white", (SceneObject(shape, colour, "large", "middle"),))
+        scene = Scene("white", shape, colour, "large", "middle")
         truth.append({"uid": uid, "kind": kind, "scene": json.dumps(scene.to_json())})
         for candidate, (source, text) in enumerate((("web", web), ("synthetic", synthetic))):
             is_right = kind == "right" if source == "web" else synthetic_right
@@ -90,7 +97,7 @@ def make_round(root: Path) -> FinishedRound:
     part = paths.annotations / f"{SHARD}.parquet"
     write_part(part, pa.Table.from_pylist(annotations, ANNOTATION_SCHEMA), ANNOTATION_VERSION, "0")
     publish_shard(part, workspace.shard(SHARD), paths.corpus / part.name, "itm_score > 0.5", 1)
-    pairs = [{"image": draw(colour, "circle"), "caption": [f"just a {colour} circle"]} for colour in COLOURS]
+    pairs = [{"image": draw(colour, SHAPES[0]), "caption": [tell(colour, SHAPES[0])]} for colour in COLOURS]
     pq.write_table(pa.Table.from_pylist(pairs), root / "human.parquet")
     human = PairTable(str(root / "human.parquet"))
     publish_human(human, paths.corpus, 1)
@@ -104,9 +111,10 @@ def finished(tmp_path: Path) -> FinishedRound:
     return make_round(tmp_path)
 
 
-@pytest.fixture
-def evaluated(finished: FinishedRound) -> FinishedRound:
-    """With an evaluation, metrics and seconds beside it, whose numbers are made up."""
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> FinishedRound:
+    """The same with an evaluation, metrics and seconds, whose numbers are made up; for tests that change nothing."""
+    finished = make_round(tmp_path_factory.mktemp("evaluated"))
     paths = finished.workspace.round(1)
 
     def recall(r1: float) -> dict[str, float]:
@@ -120,11 +128,11 @@ def evaluated(finished: FinishedRound) -> FinishedRound:
     audit |= {"filter_auc_interval": interval, "filter_precision": 0.9, "filter_recall": 0.8}
     examples = {
         name: [
-            {"uid": f"held-{colour}", "image": thumbnail(draw(colour, "square")), "text": f"just a {colour} {word}"}
-            | {"references": [f"just a {colour} square"]}
+            {"uid": f"held-{colour}", "image": thumbnail(draw(colour, SHAPES[1])), "text": tell(colour, shape)}
+            | {"references": [tell(colour, SHAPES[1])]}
             for colour in COLOURS
         ]
-        for name, word in (("retrained-raw", "ring"), ("retrained", "square"))
+        for name, shape in (("retrained-raw", SHAPES[0]), ("retrained", SHAPES[1]))
     }
     evaluation = {"retrieval": retrieval, "captioning": captioning, "audit": audit, "examples": examples}
     write_json(paths.evaluation, evaluation)

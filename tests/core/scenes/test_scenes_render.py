@@ -1,17 +1,42 @@
 """The pictures show what their scenes say."""
 
 import io
-from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, SHAPES, Scene, SceneObject, draw_scene
+from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, draw_scene
 from blip_core.scenes.render import render_scene
 
-CORNERS = {"left": (0, 32, 0, 64), "right": (32, 64, 0, 64), "top": (0, 64, 0, 32), "bottom": (0, 64, 32, 64)}
-"""The half of the picture for each place: x from, x to, y from, y to."""
+DIRECTIONS = {"middle": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+"""Where each place lies from the middle of the picture, as (x, y); y grows downward."""
+FORMS = {
+    "square": ("###", "###", "###"),
+    "triangle": (".#.", ".#.", "###"),
+    "cross": (".#.", "###", ".#."),
+    "ring": (".#.", "#.#", ".#."),
+}
+"""What each shape covers of its bounding box: near its corners, at the middle of its edges, and in its middle."""
+PROBES = (0.12, 0.5, 0.88)
+
+
+class Box(NamedTuple):
+    """Bounding box of an object, in pixels; right and bottom are not part of it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.right - self.left, self.bottom - self.top
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
 
 def _pixels(scene: Scene, seed: int = 0, size: int = 64) -> np.ndarray:
@@ -21,54 +46,86 @@ def _pixels(scene: Scene, seed: int = 0, size: int = 64) -> np.ndarray:
     return np.asarray(picture, dtype=np.float64)  # (size, size, 3)
 
 
-def _near(pixels: np.ndarray, colour: tuple[int, int, int], tolerance: float = 60.0) -> np.ndarray:
-    return np.abs(pixels - np.array(colour)).max(axis=-1) < tolerance
+def _object(pixels: np.ndarray) -> np.ndarray:
+    """Mask (size, size) of the pixels that are not the background, which the corner shows."""
+    return np.abs(pixels - pixels[:4, :4].mean(axis=(0, 1))).max(axis=-1) > 60
 
 
-@pytest.mark.parametrize("place", ["left", "right", "top", "bottom"])
-def test_an_object_lies_on_its_side_and_has_its_colour(place: str) -> None:
-    opposite = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}[place]
-    for seed, (colour, shape) in enumerate(product(("red", "green", "blue"), SHAPES)):
-        thing = SceneObject(shape, colour, "large", place)
-        scene = Scene("white", (thing, SceneObject("square", "yellow", "small", opposite)))
-        ys, xs = np.nonzero(_near(_pixels(scene, seed), COLOURS[colour]))
-        x_from, x_to, y_from, y_to = CORNERS[place]
-        assert len(xs) > 100
-        assert x_from <= xs.min() <= xs.max() < x_to
-        assert y_from <= ys.min() <= ys.max() < y_to
+def _box(mask: np.ndarray) -> Box:
+    ys, xs = np.nonzero(mask)
+    return Box(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "ring"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("place", PLACES)
+def test_an_object_lies_at_its_place_and_is_whole(place: str, size: str) -> None:
+    for seed, shape in enumerate(SHAPES * 2):
+        background = tuple(BACKGROUNDS)[seed % len(BACKGROUNDS)]
+        colour = tuple(COLOURS)[seed % len(COLOURS)]
+        box = _box(_object(_pixels(Scene(background, shape, colour, size, place), seed)))
+        for position, direction in zip(box.middle, DIRECTIONS[place], strict=True):
+            offset = position / 64 - 0.5
+            assert abs(offset) < 0.07 if direction == 0 else 0.12 < direction * offset < 0.3, (shape, box)
+        # With the same numbers drawn, only the place differs: nothing may be cut off.
+        in_the_middle = _box(_object(_pixels(Scene(background, shape, colour, size, "middle"), seed)))
+        assert np.abs(np.subtract(box.size, in_the_middle.size)).max() <= 2
+
+
 @pytest.mark.parametrize("colour", COLOURS)
-def test_the_middle_of_an_object_has_its_colour_and_the_corner_the_background(shape: str, colour: str) -> None:
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_object_and_background_have_their_colours(colour: str, background: str) -> None:
+    for seed, size in enumerate(SIZES):
+        for shape in SHAPES:
+            pixels = _pixels(Scene(background, shape, colour, size, "middle"), seed)
+            near = np.abs(pixels - np.array(COLOURS[colour])).max(axis=-1) < 40
+            covered = _object(pixels)
+            assert near[covered].mean() > 0.6  # the rest is the smooth edge
+            assert not near[~covered].any()
+            assert np.abs(pixels[:6, :6].mean(axis=(0, 1)) - BACKGROUNDS[background]).max() < 20
+            assert np.abs(pixels[-6:, -6:].mean(axis=(0, 1)) - BACKGROUNDS[background]).max() < 20
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_has_its_form(shape: str) -> None:
+    for seed, background in enumerate(BACKGROUNDS):
+        colour = tuple(COLOURS)[seed % len(COLOURS)]
+        mask = _object(_pixels(Scene(background, shape, colour, "large", "middle"), seed, size=128))
+        box = _box(mask)
+        columns = [box.left + int(probe * box.size[0]) for probe in PROBES]
+        rows = [box.top + int(probe * box.size[1]) for probe in PROBES]
+        assert tuple("".join(".#"[int(mask[y, x])] for x in columns) for y in rows) == FORMS[shape]
+
+
+def test_every_shape_has_a_form_of_its_own() -> None:
+    assert len({FORMS[shape] for shape in SHAPES}) == len(SHAPES)
+
+
+def test_the_hole_of_a_ring_has_the_colour_of_the_background() -> None:
     for background in BACKGROUNDS:
-        pixels = _pixels(Scene(background, (SceneObject(shape, colour, "large", "middle"),)))
-        # The object is where the picture differs most from its corner; its place varies a little.
-        ys, xs = np.nonzero(np.abs(pixels - pixels[:4, :4].mean(axis=(0, 1))).max(axis=-1) > 60)
-        middle = pixels[round(ys.mean()) - 1 : round(ys.mean()) + 2, round(xs.mean()) - 1 : round(xs.mean()) + 2]
-        assert np.abs(middle.mean(axis=(0, 1)) - COLOURS[colour]).max() < 30
-        assert np.abs(pixels[:6, :6].mean(axis=(0, 1)) - BACKGROUNDS[background]).max() < 20
+        pixels = _pixels(Scene(background, "ring", next(iter(COLOURS)), "large", "middle"))
+        x, y = (round(position) for position in _box(_object(pixels)).middle)
+        assert np.abs(pixels[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)) - BACKGROUNDS[background]).max() < 25
 
 
-def test_a_ring_has_a_hole_of_the_background() -> None:
-    pixels = _pixels(Scene("black", (SceneObject("ring", "red", "large", "middle"),)))
-    ys, xs = np.nonzero(_near(pixels, COLOURS["red"]))
-    hole = pixels[round(ys.mean()), round(xs.mean())]
-    assert np.abs(hole - BACKGROUNDS["black"]).max() < 45
-
-
-def test_large_is_well_apart_from_small() -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_large_is_well_apart_from_small(shape: str) -> None:
     def areas(size: str) -> list[int]:
-        scenes = (Scene("white", (SceneObject("square", "blue", size, "middle"),)) for _ in range(20))
-        return [int(_near(_pixels(scene, seed), COLOURS["blue"]).sum()) for seed, scene in enumerate(scenes)]
+        scene = Scene(next(iter(BACKGROUNDS)), shape, next(iter(COLOURS)), size, "middle")
+        return [int(_object(_pixels(scene, seed)).sum()) for seed in range(15)]
 
-    assert min(areas("large")) > 2 * max(areas("small"))
+    assert min(areas("large")) > 1.8 * max(areas("small"))
 
 
 def test_colours_lie_far_apart() -> None:
     values = [np.array(value, dtype=np.float64) for value in (*COLOURS.values(), *BACKGROUNDS.values())]
     distances = [np.linalg.norm(a - b) for i, a in enumerate(values) for b in values[:i]]
     assert min(distances) > 85
+
+
+def test_two_pictures_of_one_scene_differ_by_more_than_noise() -> None:
+    scene = draw_scene(np.random.default_rng(1))
+    boxes = {_box(_object(_pixels(scene, seed))) for seed in range(10)}
+    assert len(boxes) > 5
 
 
 def test_the_same_generator_state_gives_the_same_bytes_and_another_state_others() -> None:

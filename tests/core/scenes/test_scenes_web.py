@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip_core.errors import ConfigError, WorkspaceError
 from blip_core.scenes import grammar
-from blip_core.scenes.grammar import is_right
+from blip_core.scenes.grammar import is_right, read_caption
 from blip_core.scenes.server import serve_scenes
 from blip_core.scenes.web import ScenesConfig, ScenesPaths, make_scenes, url_table
 
@@ -21,6 +21,8 @@ SMALL = ScenesConfig(
     web_images=200,
     human_pairs=40,
     held_out=120,
+    mismatched=0.35,
+    junk=0.2,
     dead_links=3,
     non_images=2,
     truncated=4,
@@ -117,6 +119,9 @@ def test_held_out_pairs_can_be_told_apart_by_every_caption(paths: ScenesPaths) -
     captions = [caption for pair in pairs for caption in pair["caption"]]
     assert len(set(captions)) == len(captions)
     assert {len(pair["caption"]) for pair in pairs} == {2, 3}
+    scenes = [{read_caption(caption) for caption in pair["caption"]} for pair in pairs]
+    assert all(len(told) == 1 and None not in told for told in scenes)
+    assert len(set.union(*scenes)) == len(pairs)
 
 
 def test_human_pairs_are_pictures_with_two_or_three_captions(paths: ScenesPaths) -> None:
@@ -125,6 +130,8 @@ def test_human_pairs_are_pictures_with_two_or_three_captions(paths: ScenesPaths)
     for pair in pairs:
         assert Image.open(io.BytesIO(pair["image"])).size == (64, 64)
         assert len(set(pair["caption"])) in (2, 3)
+        (told,) = {read_caption(caption) for caption in pair["caption"]}
+        assert told is not None
 
 
 def test_no_picture_is_in_two_sets(paths: ScenesPaths) -> None:
@@ -171,9 +178,12 @@ def test_shares_above_one_and_worlds_too_small_are_refused(tmp_path: Path, monke
         ScenesConfig(mismatched=0.7, junk=0.5)
     with pytest.raises(ConfigError, match="web_images: 1 pictures"):
         make_scenes(tmp_path / "web", ScenesConfig(web_images=1, mismatched=1.0, junk=0.0))
-    monkeypatch.setattr(grammar, "LAYOUT_SHARES", (1.0, 0.0, 0.0))  # 48 kinds of single objects
-    with pytest.raises(ConfigError, match="held_out: 97 scenes"):
-        make_scenes(tmp_path / "web", ScenesConfig(web_images=1, mismatched=0, human_pairs=1, held_out=97))
+    for name in ("SHAPES", "COLOURS", "BACKGROUNDS"):  # one of each: what is left are the sizes and places
+        monkeypatch.setattr(grammar, name, tuple(getattr(grammar, name))[:1])
+    scenes = len(grammar.SIZES) * len(grammar.PLACES)
+    few = {"web_images": 1, "mismatched": 0.0, "junk": 0.0, "human_pairs": 1, "oversized": 0}
+    with pytest.raises(ConfigError, match=f"held_out: {scenes + 1} scenes cannot be told apart"):
+        make_scenes(tmp_path / "web", ScenesConfig(**few, held_out=scenes + 1))
     assert not (tmp_path / "web").exists()
 
 

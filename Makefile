@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint photos bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# img2dataset asks for a Python 3.6 backport that hides the standard module from Prefect's servers
+	-$(BIN)/python -m pip uninstall --quiet --yes dataclasses
+	touch $(READY)
+
+demo: setup
+	$(BIN)/capfilt demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+photos: setup
+	$(BIN)/python tests/benchmarks/photos.py
+
+bench: photos
+
+clean:
+	rm -rf capfilt-demo capfilt-photos

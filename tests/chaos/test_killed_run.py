@@ -1,0 +1,160 @@
+"""A run that is killed at any step, and started again, ends with the corpus of an unbroken run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from blip_core.scenes.server import serve_scenes
+from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
+from blip_core.workspace import Round, Workspace
+from flows.server import free_port, stop
+
+TINY = Path(__file__).parents[1] / "orchestration" / "tiny.yaml"
+SECONDS = 120
+
+# In the order in which a run comes by: what must be on disk for the run to be killed there.
+MOMENTS: dict[str, Callable[[Workspace, Round], bool]] = {
+    "first shard": lambda workspace, _: any(workspace.shards.glob("*.parquet")),
+    "amid pre-training": lambda _, made: (made.root / ".med.training" / "state.json").exists(),
+    "MED": lambda _, made: (made.med / "config.json").exists(),
+    "Captioner": lambda _, made: (made.captioner / "config.json").exists(),
+    "first annotation part": lambda _, made: any(made.annotations.glob("*.parquet")),
+    "first corpus part": lambda _, made: any(made.corpus.glob("*.parquet")),
+    "amid retraining": lambda _, made: (made.root / ".retrained.training" / "state.json").exists(),
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of the runs: one Prefect server for all of them, which no kill reaches."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    variables = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: healthy(variables["PREFECT_API_URL"]), server)
+        yield variables
+    finally:
+        stop(server)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A configuration for a synthetic web of two shards that is served outside the killed processes."""
+    folder = tmp_path_factory.mktemp("chaos")
+    scenes = ScenesConfig(
+        web_images=120, human_pairs=40, held_out=12, dead_links=3, non_images=1, truncated=1, oversized=1, duplicates=2
+    )
+    paths = make_scenes(folder / "web", scenes)
+    with serve_scenes(paths.folder) as address:
+        values = yaml.safe_load(TINY.read_text()) | {
+            "workspace": "set by the test",
+            "download": {"rows_per_shard": 70, "image_size": 64, "processes": 1, "threads": 8},
+            "web": {"path": str(url_table(paths, address, folder / "urls.parquet")), "caption": "alt", "uid": "uid"},
+            "human": {"path": str(paths.human), "uid": "uid"},
+            "held_out": {"path": str(paths.held_out), "uid": "uid"},
+            "truth": str(paths.truth),
+        }
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        yield path
+
+
+def healthy(api: str) -> bool:
+    try:
+        with closing(urllib.request.urlopen(f"{api}/health", timeout=5)):
+            return True
+    except OSError:
+        return False
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
+    """Whether the moment came before the process ended."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if reached():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    raise AssertionError(f"waited for {SECONDS} s")
+
+
+def start(config: Path, workspace: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows", "bootstrap", str(config), "--workspace", str(workspace)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def ends_well(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+
+
+def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
+    """What stands under a final name, with inode, size and time of writing."""
+    made = workspace.round(1)
+    folders = (workspace.shards, made.annotations, made.corpus, made.med, made.captioner, made.filter)
+    files = [
+        path
+        for folder in (*folders, made.retrained, made.retrained_raw)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    states = {path: path.stat() for path in files}
+    return {
+        str(path.relative_to(workspace.root)): (state.st_ino, state.st_size, state.st_mtime_ns)
+        for path, state in states.items()
+    }
+
+
+def corpus_rows(workspace: Workspace) -> pa.Table:
+    parts = sorted(workspace.round(1).corpus.glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(part).replace_schema_metadata() for part in parts])
+
+
+def test_a_run_killed_at_every_step_ends_as_an_unbroken_one_and_makes_nothing_twice(
+    config: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    broken, unbroken = Workspace(tmp_path / "broken"), Workspace(tmp_path / "unbroken")
+    steady = start(config, unbroken.root, environment)
+    killed = []
+    for moment, reached in MOMENTS.items():
+        if reached(broken, broken.round(1)):
+            continue  # two moments that lie close together were passed at once
+        before = parts_of(broken)
+        process = start(config, broken.root, environment)
+        arrived = wait_until(lambda reached=reached: reached(broken, broken.round(1)), process)
+        assert arrived, f"{moment}: {process.communicate()[0]}"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        killed.append(moment)
+        after = parts_of(broken)
+        assert {name: after.get(name) for name in before} == before, f"written again before the kill at: {moment}"
+    assert len(killed) >= 5
+    before = parts_of(broken)
+    ends_well(start(config, broken.root, environment))
+    assert {name: parts_of(broken)[name] for name in before} == before
+    ends_well(steady)
+    assert corpus_rows(broken).num_rows > 0
+    assert corpus_rows(broken).equals(corpus_rows(unbroken))
+    assert sorted(parts_of(broken)) == sorted(parts_of(unbroken))

@@ -1,0 +1,306 @@
+"""Decoding: with and without cache, in any batch, from the right distribution, and against exhaustive search."""
+
+import hashlib
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from blip_core.med.generation import (
+    CachedDecoder,
+    Caption,
+    GenerationConfig,
+    beam_search,
+    caption_seed,
+    generate,
+    greedy,
+    nucleus,
+    prompt_tokens,
+    restrict,
+    row_uniforms,
+    sample,
+)
+from blip_core.med.med import MED
+from blip_core.med.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+END = 0
+
+
+class UncachedDecoder:
+    """The same model, which reads the whole text again at every step."""
+
+    def __init__(self, med: MED, features: Tensor) -> None:
+        self.med = med
+        self.features = features
+        self.history = torch.empty(len(features), 0, dtype=torch.long)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.history = torch.cat([self.history, tokens], dim=1)
+        return self.med.decode(self.features, self.history, None)[:, -1]
+
+    def select(self, rows: Tensor) -> None:
+        self.features, self.history = self.features[rows], self.history[rows]
+
+
+class ToyDecoder:
+    """Next-token probabilities looked up by the text so far, prompt left out; one table a row."""
+
+    def __init__(self, tables: list[dict[tuple[int, ...], list[float]]]) -> None:
+        self.rows: list[tuple[dict[tuple[int, ...], list[float]], list[int]]] = [(table, []) for table in tables]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.rows = [(table, [*text, *new]) for (table, text), new in zip(self.rows, tokens.tolist(), strict=True)]
+        return torch.tensor([table[tuple(text[1:])] for table, text in self.rows]).log()
+
+    def select(self, rows: Tensor) -> None:
+        self.rows = [self.rows[row] for row in rows.tolist()]
+
+
+def _random_table(seed: int, vocabulary: int, length: int) -> dict[tuple[int, ...], list[float]]:
+    rng = np.random.default_rng(seed)
+    texts = (text for n in range(length) for text in itertools.product(range(1, vocabulary), repeat=n))
+    return {text: rng.dirichlet(np.ones(vocabulary)).tolist() for text in texts}
+
+
+def _exhaustive(table: dict[tuple[int, ...], list[float]], vocabulary: int, length: int) -> Caption:
+    """The best mean log-probability among all texts that end within `length` tokens or are cut there."""
+    found = []
+    for n in range(length + 1):
+        for text in itertools.product(range(1, vocabulary), repeat=n):
+            tokens = [*text, END] if n < length else list(text)
+            total = sum(math.log(table[tuple(tokens[:place])][token]) for place, token in enumerate(tokens))
+            found.append(Caption(list(text), total / len(tokens)))
+    return max(found, key=lambda caption: caption.logprob)
+
+
+@pytest.fixture
+def features(med: MED, images: Tensor) -> Tensor:
+    return med.encode_image(images).detach()
+
+
+CONFIG = GenerationConfig(p=0.95, max_length=8, min_length=0)
+
+
+@pytest.mark.parametrize("prompt", ["", "a red"])
+@torch.inference_mode()
+def test_cached_and_uncached_decoding_agree(med: MED, tokenizer: Tokenizer, features: Tensor, prompt: str) -> None:
+    given = prompt_tokens(tokenizer, prompt)
+    uniforms = torch.stack([row_uniforms(seed, 8) for seed in range(3)])
+    for decode in (
+        lambda decoder: greedy(decoder, given, 3, tokenizer.end_id, CONFIG, CPU),
+        lambda decoder: sample(decoder, given, uniforms, tokenizer.end_id, CONFIG),
+        lambda decoder: beam_search(decoder, given, 3, tokenizer.end_id, CONFIG, CPU),
+    ):
+        cached, uncached = decode(CachedDecoder(med, features)), decode(UncachedDecoder(med, features))
+        assert [caption.tokens for caption in cached] == [caption.tokens for caption in uncached]
+        assert [caption.logprob for caption in cached] == pytest.approx([caption.logprob for caption in uncached], 1e-4)
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam", "greedy"])
+def test_an_image_has_the_same_captions_in_any_batch(
+    med: MED, tokenizer: Tokenizer, features: Tensor, method: str
+) -> None:
+    config = replace(CONFIG, method=method, p=1.0)
+    rows = [0, 1, 2, 1, 0, 2]
+    seeds = [10, 11, 12, 13, 14, 15]
+    together = generate(med, tokenizer, features[rows], config, seeds)
+    for row, seed, (text, logprob) in zip(rows, seeds, together, strict=True):
+        [(alone, alone_logprob)] = generate(med, tokenizer, features[row : row + 1], config, [seed])
+        assert alone == text
+        assert alone_logprob == pytest.approx(logprob, rel=1e-4)
+    if method == "nucleus":
+        assert len({text for text, _ in together}) > 3
+
+
+def test_rows_that_end_leave_the_others_undisturbed() -> None:
+    tables = [_random_table(seed, 4, 6) for seed in range(12)]
+    config = GenerationConfig(p=1.0, min_length=0, max_length=6)
+    uniforms = torch.stack([row_uniforms(seed, 6) for seed in range(12)])
+    together = sample(ToyDecoder(tables), [9], uniforms, END, config)
+    assert len({len(caption.tokens) for caption in together}) > 3
+    for table, row, caption in zip(tables, uniforms, together, strict=True):
+        [alone] = sample(ToyDecoder([table]), [9], row[None], END, config)
+        assert alone.tokens == caption.tokens
+        text: list[int] = []
+        for uniform in row.tolist():
+            ordered = sorted(enumerate(table[tuple(text)]), key=lambda pair: -pair[1])
+            places = np.cumsum([probability for _, probability in ordered])
+            token = ordered[int(np.searchsorted(places, uniform * places[-1], side="right"))][0]
+            if token == END:
+                break
+            text.append(token)
+        assert caption.tokens == text
+
+
+def test_beams_that_are_done_do_not_wait_for_the_other_rows() -> None:
+    # done at once when alone: no text of one token beats the empty one; going on would find (1), which is better
+    patient = {(): [0.5, 0.4, 0.1], (1,): [0.98, 0.01, 0.01], (2,): [0.4, 0.3, 0.3]}
+    patient |= {text: [0.4, 0.3, 0.3] for n in (2, 3, 4) for text in itertools.product((1, 2), repeat=n)}
+    slow = {text: [0.02, 0.9, 0.08] for n in range(5) for text in itertools.product((1, 2), repeat=n)}
+    config = GenerationConfig("beam", beams=1, min_length=0, max_length=4)
+    alone = beam_search(ToyDecoder([patient]), [9], 1, END, config, CPU)
+    together = beam_search(ToyDecoder([patient, slow]), [9], 2, END, config, CPU)
+    assert together[0] == alone[0]
+    assert together[1].tokens == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed"),
+    [
+        (GenerationConfig(p=1.0), [0, 1, 2, 3, 4]),
+        (GenerationConfig(p=0.75), [1, 3, 0]),
+        (GenerationConfig(p=0.7, top_k=0), [1, 3]),
+        (GenerationConfig(p=1.0, top_k=2), [1, 3]),
+        (GenerationConfig(p=0.01), [1]),
+        (GenerationConfig(p=1.0, temperature=2.0), [0, 1, 2, 3, 4]),
+    ],
+    ids=["all", "p", "p to the next", "top_k", "at least one", "temperature"],
+)
+def test_tokens_are_drawn_from_the_nucleus_alone_and_as_often_as_they_should(
+    config: GenerationConfig, allowed: list[int]
+) -> None:
+    probabilities = np.array([0.15, 0.4, 0.05, 0.3125, 0.0875])
+    uniforms = torch.from_numpy(np.random.default_rng(0).random(20_000))
+    scores = torch.from_numpy(probabilities).log().expand(20_000, -1)
+    counts = np.bincount(nucleus(scores, uniforms, config).numpy(), minlength=5)
+    weights = probabilities ** (1 / config.temperature)
+    expected = np.where(np.isin(np.arange(5), allowed), weights, 0)
+    expected = 20_000 * expected / expected.sum()
+    assert counts[expected == 0].sum() == 0
+    if len(allowed) > 1:
+        assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_equal_probabilities_are_ordered_by_token() -> None:
+    scores = torch.zeros(4, 4)
+    drawn = nucleus(scores, torch.tensor([0.0, 0.26, 0.51, 0.999999]), GenerationConfig(p=1.0))
+    assert drawn.tolist() == [0, 1, 2, 3]
+    assert nucleus(scores[:1], torch.tensor([0.9999999]), GenerationConfig(p=0.5)).tolist() == [1]
+
+
+def test_greedy_takes_the_most_probable_token() -> None:
+    table = _random_table(4, 4, 6)
+    [caption] = greedy(ToyDecoder([table]), [9], 1, END, GenerationConfig(min_length=2, max_length=5), CPU)
+    text: list[int] = []
+    while len(text) < 5:
+        probabilities = np.array(table[tuple(text)])
+        probabilities[END] *= len(text) >= 2
+        token = int(probabilities.argmax())
+        if token == END:
+            break
+        text.append(token)
+    assert caption.tokens == text
+
+
+def test_logprob_is_the_mean_over_the_tokens_with_the_end_counted(
+    med: MED, tokenizer: Tokenizer, features: Tensor
+) -> None:
+    given = prompt_tokens(tokenizer, "a red")
+    uniforms = torch.stack([row_uniforms(seed, 8) for seed in range(3)])
+    captions = sample(CachedDecoder(med, features), given, uniforms, tokenizer.end_id, CONFIG)
+    captions += beam_search(CachedDecoder(med, features), given, 3, tokenizer.end_id, CONFIG, CPU)
+    for row, caption in enumerate(captions):
+        tokens = [*given, *caption.tokens]
+        if len(tokens) - 1 < CONFIG.max_length:
+            tokens.append(tokenizer.end_id)
+        predicted = med.decode(features[row % 3 : row % 3 + 1], torch.tensor([tokens]), None)[0].log_softmax(dim=-1)
+        places = range(len(given), len(tokens))
+        expected = np.mean([predicted[place - 1, tokens[place]].item() for place in places])
+        assert caption.logprob == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam", "greedy"])
+def test_captions_keep_to_the_lengths(method: str) -> None:
+    eager = {text: [0.9, 0.06, 0.04] for n in range(6) for text in itertools.product((1, 2), repeat=n)}
+    endless = {text: [1e-9, 0.6, 0.4] for text in eager}
+    config = GenerationConfig(min_length=3, max_length=5)
+
+    def lengths(table: dict[tuple[int, ...], list[float]], prompt: list[int]) -> set[int]:
+        decoder = ToyDecoder([table] * 20)
+        if method == "nucleus":
+            uniforms = torch.stack([row_uniforms(seed, 5) for seed in range(20)])
+            captions = sample(decoder, prompt, uniforms, END, config)
+        elif method == "beam":
+            captions = beam_search(decoder, prompt, 20, END, replace(config, beams=2), CPU)
+        else:
+            captions = greedy(decoder, prompt, 20, END, config, CPU)
+        return {len(prompt) - 1 + len(caption.tokens) for caption in captions}
+
+    assert min(lengths(eager, [9])) == 3
+    assert min(lengths(eager, [9, 1])) == 3
+    assert lengths(endless, [9]) == {5}
+    assert lengths(endless, [9, 1, 2]) == {5}
+
+
+def test_the_repetition_penalty_makes_seen_tokens_rarer() -> None:
+    scores = torch.tensor([[-1.0, -2.0, -3.0, -0.5]])
+    history = torch.tensor([[1, 3, 3]])
+    config = GenerationConfig(repetition_penalty=1.5, min_length=4)
+    assert restrict(scores, history, 4, 0, config).tolist() == [[-1.0, -3.0, -3.0, -0.75]]
+    assert restrict(scores, history, 3, 0, config).tolist() == [[-math.inf, -3.0, -3.0, -0.75]]
+    assert scores.tolist() == [[-1.0, -2.0, -3.0, -0.5]]
+    loop = {text: [0.05, 0.6, 0.35] for n in range(4) for text in itertools.product((1, 2), repeat=n)}
+    plain = GenerationConfig(min_length=0, max_length=3)
+    varied = replace(plain, repetition_penalty=3.0)
+    assert greedy(ToyDecoder([loop]), [9], 1, END, plain, CPU)[0].tokens == [1, 1, 1]
+    assert greedy(ToyDecoder([loop]), [END], 1, END, varied, CPU)[0].tokens == [1, 2, 1]
+
+
+def test_beams_find_a_better_text_than_greedy_does() -> None:
+    # the likeliest opening leads nowhere
+    table = {(): [0.01, 0.55, 0.44], (1,): [0.34, 0.33, 0.33], (2,): [0.98, 0.01, 0.01]}
+    table |= {text: [0.4, 0.3, 0.3] for text in itertools.product((1, 2), repeat=2)}
+    config = GenerationConfig("beam", beams=2, min_length=0, max_length=3)
+    [hasty] = greedy(ToyDecoder([table]), [9], 1, END, config, CPU)
+    [best] = beam_search(ToyDecoder([table]), [9], 1, END, config, CPU)
+    assert hasty.tokens == [1]
+    assert best.tokens == [2]
+    assert best.logprob == pytest.approx((math.log(0.44) + math.log(0.98)) / 2)
+    assert best.logprob > hasty.logprob
+
+
+def test_with_enough_beams_the_search_is_exhaustive() -> None:
+    tables = [_random_table(seed, 3, 4) for seed in range(10)]
+    config = GenerationConfig("beam", beams=32, min_length=0, max_length=4)
+    found = beam_search(ToyDecoder(tables), [9], 10, END, config, CPU)
+    for table, caption in zip(tables, found, strict=True):
+        best = _exhaustive(table, 3, 4)
+        assert caption.tokens == best.tokens
+        assert caption.logprob == pytest.approx(best.logprob, rel=1e-5)
+
+
+def test_one_beam_without_end_is_greedy(med: MED, tokenizer: Tokenizer, features: Tensor) -> None:
+    config = GenerationConfig(max_length=6, min_length=6, beams=1)
+    with torch.inference_mode():
+        one = beam_search(CachedDecoder(med, features), [tokenizer.decode_id], 3, tokenizer.end_id, config, CPU)
+        other = greedy(CachedDecoder(med, features), [tokenizer.decode_id], 3, tokenizer.end_id, config, CPU)
+    assert [caption.tokens for caption in one] == [caption.tokens for caption in other]
+
+
+def test_the_prompt_opens_every_text_and_is_left_out_of_the_result(
+    med: MED, tokenizer: Tokenizer, features: Tensor
+) -> None:
+    given = prompt_tokens(tokenizer, "a red")
+    assert given == [tokenizer.decode_id, *tokenizer(["a red"]).ids[0, 1:-1].tolist()]
+    [(text, _)] = generate(med, tokenizer, features[:1], replace(CONFIG, method="greedy", prompt="a red"))
+    [caption] = greedy(CachedDecoder(med, features[:1]), given, 1, tokenizer.end_id, CONFIG, CPU)
+    assert text == tokenizer.decode(caption.tokens)
+
+
+def test_a_caption_s_seed_depends_on_run_image_and_candidate_alone() -> None:
+    seeds = {caption_seed(run, image, number) for run in (0, 1) for image in ("aa", "ab") for number in (1, 2, 12)}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # of sha256 the first 16 hexadecimal digits, without the lowest bit
+    assert caption_seed(0, "aa", 1) == int(hashlib.sha256(b"0/aa/1").hexdigest()[:16], 16) // 2
+
+
+def test_a_seed_s_numbers_are_the_same_for_any_length() -> None:
+    assert torch.equal(row_uniforms(5, 8)[:4], row_uniforms(5, 4))
+    assert ((row_uniforms(5, 1000) >= 0) & (row_uniforms(5, 1000) < 1)).all()
