@@ -15,41 +15,34 @@ import numpy as np
 
 from blip_core.errors import ConfigError
 
-SHAPES = ("square", "triangle", "cross", "ring")
+SHAPES = ("square", "cross", "ring")
 COLOURS = {
     "red": (214, 24, 32),
+    "orange": (255, 134, 0),
     "yellow": (248, 226, 28),
     "green": (16, 140, 40),
     "cyan": (0, 208, 216),
     "blue": (24, 48, 214),
+    "purple": (120, 24, 160),
     "pink": (255, 130, 200),
 }
-BACKGROUNDS = {"white": (246, 246, 246), "gray": (136, 136, 136), "black": (12, 12, 12)}
+BACKGROUNDS = {"white": (246, 246, 246), "gray": (136, 136, 136), "black": (12, 12, 12), "brown": (110, 66, 30)}
 SIZES = ("small", "large")
-PLACES = {
-    "middle": "in the middle",
-    "left": "on the left",
-    "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
-}
-"""Where an object may be, and how that is said."""
 TEMPLATES = (
-    "{object} {place} of a {background} background",
-    "on a {background} background {object} {place}",
-    "a {background} background with {object} {place}",
+    "{object} on a {background} background",
+    "on a {background} background {object}",
+    "a {background} background with {object}",
 )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, each property a word of the grammar."""
+    """What a picture shows, each property a word of the grammar. Where the object lies is not told."""
 
     background: str
     shape: str
     colour: str
     size: str
-    place: str
 
     def to_json(self) -> dict[str, str]:
         """The scene as plain JSON values, for the truth table."""
@@ -62,8 +55,8 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene, every one of the 720 equally likely."""
-    choices = (tuple(BACKGROUNDS), SHAPES, tuple(COLOURS), SIZES, tuple(PLACES))
+    """A random scene, every one equally likely."""
+    choices = (tuple(BACKGROUNDS), SHAPES, tuple(COLOURS), SIZES)
     return Scene(*(words[rng.integers(len(words))] for words in choices))
 
 
@@ -71,11 +64,7 @@ def captions_of(scene: Scene, rng: np.random.Generator, n: int) -> list[str]:
     """n right captions of the scene, each in another form. Raises ConfigError where the grammar has fewer forms."""
     if n > len(TEMPLATES):
         raise ConfigError(f"captions: {n} asked for, but the grammar has {len(TEMPLATES)} forms")
-    words = {
-        "object": f"a {scene.size} {scene.colour} {scene.shape}",
-        "place": PLACES[scene.place],
-        "background": scene.background,
-    }
+    words = {"object": f"a {scene.size} {scene.colour} {scene.shape}", "background": scene.background}
     return [TEMPLATES[index].format(**words) for index in rng.permutation(len(TEMPLATES))[:n]]
 
 
@@ -87,9 +76,7 @@ def read_caption(text: str) -> Scene | None:
     words = " ".join(re.sub(r"[^\w\s]|_", " ", text.lower()).split())
     for pattern in _patterns():
         if found := pattern.fullmatch(words):
-            told = found.groupdict()
-            place = next(place for place, phrase in PLACES.items() if phrase == told["place"])
-            return Scene(**{**told, "place": place})
+            return Scene(**found.groupdict())
     return None
 
 
@@ -100,7 +87,6 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
 
     parts = {
         "object": f"an? {any_of('size', SIZES)} {any_of('colour', COLOURS)} {any_of('shape', SHAPES)}",
-        "place": any_of("place", PLACES.values()),
         "background": any_of("background", BACKGROUNDS),
     }
     return tuple(re.compile(template.format(**parts)) for template in TEMPLATES)

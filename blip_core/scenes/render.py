@@ -11,12 +11,10 @@ from PIL import Image, ImageDraw
 
 from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, Scene
 
-CENTRES = {"left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7), "middle": (0.5, 0.5)}
-"""Where the places lie, as (x, y) in shares of the picture's side."""
-RADII = {"small": (0.13, 0.15), "large": (0.24, 0.27)}
+RADII = {"small": (0.19, 0.22), "large": (0.35, 0.38)}
 """The range of an object's radius, in shares of the picture's side."""
-STRAY = 0.025
-"""How far an object may stray from its place, in each direction."""
+STRAY = 0.04
+"""How far an object may stray from the middle, in each direction."""
 COLOUR_SHIFT = 10
 NOISE = 5.0
 """Standard deviation of the noise, in levels of 0..255."""
@@ -47,9 +45,8 @@ def _shifted(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[in
 
 def _position(scene: Scene, rng: np.random.Generator) -> tuple[float, float, float]:
     """Centre x, y and radius, in shares of the picture's side; the object stays whole."""
-    x, y = CENTRES[scene.place]
-    right, down = rng.uniform(-STRAY, STRAY, 2)
-    return x + right, y + down, float(rng.uniform(*RADII[scene.size]))
+    x, y = rng.uniform(0.5 - STRAY, 0.5 + STRAY, 2)
+    return float(x), float(y), float(rng.uniform(*RADII[scene.size]))
 
 
 def _draw_shape(
@@ -65,14 +62,12 @@ def _draw_shape(
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "ring":
         draw.ellipse(box, fill=colour)
-        hole = 0.55 * radius
+        hole = 0.6 * radius
         draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground)
     elif shape == "square":
         half = 0.88 * radius
         draw.rectangle((x - half, y - half, x + half, y + half), fill=colour)
     elif shape == "cross":
-        bar = 0.3 * radius
+        bar = 0.25 * radius
         draw.rectangle((x - radius, y - bar, x + radius, y + bar), fill=colour)
         draw.rectangle((x - bar, y - radius, x + bar, y + radius), fill=colour)
-    elif shape == "triangle":
-        draw.polygon([(x, y - radius), (x + radius, y + 0.85 * radius), (x - radius, y + 0.85 * radius)], fill=colour)
