@@ -26,7 +26,7 @@ COLOURS = {
     "purple": (120, 24, 160),
     "pink": (255, 130, 200),
 }
-BACKGROUNDS = {"white": (246, 246, 246), "gray": (136, 136, 136), "black": (12, 12, 12), "brown": (110, 66, 30)}
+BACKGROUNDS = {"white": (246, 246, 246), "gray": (136, 136, 136), "black": (12, 12, 12)}
 SIZES = ("small", "large")
 TEMPLATES = (
     "{object} on a {background} background",

@@ -14,7 +14,6 @@ from blip_core.errors import ConfigError
 from blip_core.scenes.grammar import (
     BACKGROUNDS,
     COLOURS,
-    PLACES,
     SHAPES,
     SIZES,
     TEMPLATES,
@@ -31,12 +30,11 @@ WORDS = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),
     "size": SIZES,
-    "place": tuple(PLACES),
 }
 """The words that each property of a scene may take."""
 SCENE = Scene(**{name: words[0] for name, words in WORDS.items()})
-TRUE = {name: words[0] for name, words in WORDS.items()} | {"place": next(iter(PLACES.values()))}
-FALSE = {f"not_{name}": words[1] for name, words in WORDS.items()} | {"not_place": tuple(PLACES.values())[1]}
+TRUE = {name: words[0] for name, words in WORDS.items()}
+FALSE = {f"not_{name}": words[1] for name, words in WORDS.items()}
 
 
 def say(text: str) -> str:
@@ -47,12 +45,12 @@ def say(text: str) -> str:
 @pytest.mark.parametrize(
     "text",
     [
-        "a {size} {colour} {shape} {place} of a {background} background",
-        "on a {background} background a {size} {colour} {shape} {place}",
-        "a {background} background with a {size} {colour} {shape} {place}",
-        "an {size} {colour} {shape} {place} of a {background} background",
-        "  A {size} {colour} {shape},  {place}\tof a {background} background. ",
-        "On a {background} background: a {size}, {colour} {shape} {place}!",
+        "a {size} {colour} {shape} on a {background} background",
+        "on a {background} background a {size} {colour} {shape}",
+        "a {background} background with a {size} {colour} {shape}",
+        "an {size} {colour} {shape} on a {background} background",
+        "  A {size} {colour} {shape},  on\ta {background} background. ",
+        "On a {background} background: a {size}, {colour} {shape}!",
     ],
 )
 def test_a_caption_that_tells_the_scene_is_right(text: str) -> None:
@@ -64,22 +62,19 @@ def test_a_caption_that_tells_the_scene_is_right(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a {not_size} {colour} {shape} {place} of a {background} background",
-        "a {size} {not_colour} {shape} {place} of a {background} background",
-        "a {size} {colour} {not_shape} {place} of a {background} background",
-        "a {size} {colour} {shape} {not_place} of a {background} background",
-        "a {size} {colour} {shape} {place} of a {not_background} background",
-        "on a {background} background a {not_size} {colour} {shape} {place}",
-        "on a {background} background a {size} {not_colour} {shape} {place}",
-        "on a {background} background a {size} {colour} {not_shape} {place}",
-        "on a {background} background a {size} {colour} {shape} {not_place}",
-        "on a {not_background} background a {size} {colour} {shape} {place}",
-        "a {background} background with a {not_size} {colour} {shape} {place}",
-        "a {background} background with a {size} {not_colour} {shape} {place}",
-        "a {background} background with a {size} {colour} {not_shape} {place}",
-        "a {background} background with a {size} {colour} {shape} {not_place}",
-        "a {not_background} background with a {size} {colour} {shape} {place}",
-        "a {not_size} {not_colour} {not_shape} {not_place} of a {not_background} background",
+        "a {not_size} {colour} {shape} on a {background} background",
+        "a {size} {not_colour} {shape} on a {background} background",
+        "a {size} {colour} {not_shape} on a {background} background",
+        "a {size} {colour} {shape} on a {not_background} background",
+        "on a {background} background a {not_size} {colour} {shape}",
+        "on a {background} background a {size} {not_colour} {shape}",
+        "on a {background} background a {size} {colour} {not_shape}",
+        "on a {not_background} background a {size} {colour} {shape}",
+        "a {background} background with a {not_size} {colour} {shape}",
+        "a {background} background with a {size} {not_colour} {shape}",
+        "a {background} background with a {size} {colour} {not_shape}",
+        "a {not_background} background with a {size} {colour} {shape}",
+        "a {not_size} {not_colour} {not_shape} on a {not_background} background",
     ],
 )
 def test_a_single_false_claim_makes_a_caption_wrong(text: str) -> None:
@@ -91,18 +86,15 @@ def test_a_single_false_claim_makes_a_caption_wrong(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a {colour} {shape} {place} of a {background} background",  # no size
-        "a {size} {shape} {place} of a {background} background",  # no colour
-        "a {size} {colour} {place} of a {background} background",  # no shape
-        "a {size} {colour} {shape} of a {background} background",  # no place
-        "a {size} {colour} {shape} {place} of a background",  # no background
-        "a {size} {colour} {shape} {place}",
+        "a {colour} {shape} on a {background} background",  # no size
+        "a {size} {shape} on a {background} background",  # no colour
+        "a {size} {colour} on a {background} background",  # no shape
+        "a {size} {colour} {shape} on a background",  # no background
         "a {size} {colour} {shape}",
         "{shape}",
         "a {background} background",
-        "a {background} background with a {size} {colour} {shape}",
-        "a {size} {colour} {shape} {place} of a {background}",
-        "{size} {colour} {shape} {place} of a {background} background",
+        "a {size} {colour} {shape} on a {background}",
+        "{size} {colour} {shape} on a {background} background",
     ],
 )
 def test_a_caption_that_tells_only_a_part_is_wrong_though_nothing_in_it_is_false(text: str) -> None:
@@ -116,19 +108,18 @@ def test_a_caption_that_tells_only_a_part_is_wrong_though_nothing_in_it_is_false
         "   ",
         "...",
         "IMG_2034.JPG",
-        "a {colour} {size} {shape} {place} of a {background} background",  # order of words
-        "a {size} {colour} {shape} of a {background} background {place}",
-        "a {size} {colour} {shape} {place} of the {background} background",
-        "the {size} {colour} {shape} {place} of a {background} background",
-        "a {size} {colour} {shape} {place} {place} of a {background} background",
-        "a {size} {colour} {shape} and a {size} {colour} {shape} {place} of a {background} background",
-        "a {size} {colour} {shape} {place} of a {background} background clipart free download",
-        "buy a {size} {colour} {shape} {place} of a {background} background",
-        "a {size} {colour} {shape}s {place} of a {background} background",
-        "a {size} {colour}ish {shape} {place} of a {background} background",
-        "a {size} ultraviolet {shape} {place} of a {background} background",
-        "a {size} {colour} hexagon {place} of a {background} background",
-        "a {size} {colour} {shape} {place} of a {background} background a {background} background",
+        "a {colour} {size} {shape} on a {background} background",  # order of words
+        "a {size} {colour} {shape} on the {background} background",
+        "the {size} {colour} {shape} on a {background} background",
+        "a {size} {colour} {shape} on on a {background} background",
+        "a {size} {colour} {shape} and a {size} {colour} {shape} on a {background} background",
+        "a {size} {colour} {shape} on a {background} background clipart free download",
+        "buy a {size} {colour} {shape} on a {background} background",
+        "a {size} {colour} {shape}s on a {background} background",
+        "a {size} {colour}ish {shape} on a {background} background",
+        "a {size} ultraviolet {shape} on a {background} background",
+        "a {size} {colour} hexagon on a {background} background",
+        "a {size} {colour} {shape} on a {background} background a {background} background",
     ],
 )
 def test_text_that_is_no_caption_of_the_grammar_is_wrong(text: str) -> None:
