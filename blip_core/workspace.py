@@ -1,6 +1,7 @@
 """The workspace: where everything that a project makes lies (drawn in docs/workspace.md)."""
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class Workspace:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkspaceError(f"workspace {path}: cannot be made ({error.strerror}); name a folder") from error
-        probe = path / f".probe.{os.getpid()}"
+        probe = path / f".probe.{os.getpid()}.{threading.get_ident()}"
         try:
             probe.touch()
             probe.unlink()

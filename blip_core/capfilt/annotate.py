@@ -24,6 +24,7 @@ from blip_core.data.transforms import eval_transform
 from blip_core.errors import ShardError
 from blip_core.files import fingerprint
 from blip_core.med.generation import GenerationConfig, caption_seed
+from blip_core.med.tokenizer import clean_caption
 from blip_core.settings import Settings, setting
 
 Row = dict[str, Any]
@@ -147,7 +148,7 @@ class _Annotator:
         if not texts:
             return []
         images = self._stack(self.filter_view, pictures, self.filter)
-        present = [[number for number, text in enumerate(row) if text.strip()] for row in texts]
+        present = [[number for number, text in enumerate(row) if clean_caption(text)] for row in texts]
         wanted = [[row[number] for number in numbers] for row, numbers in zip(texts, present, strict=True)]
         scores = self.filter.score(images, wanted)
         return [dict(zip(numbers, row, strict=True)) for numbers, row in zip(present, scores, strict=True)]

@@ -42,14 +42,12 @@ SQL_TYPES = {
 METRIC_TYPES = {
     "model": "VARCHAR",
     "step": "BIGINT",
-    "epoch": "BIGINT",
     "loss": "DOUBLE",
     "itc": "DOUBLE",
     "itm": "DOUBLE",
     "lm": "DOUBLE",
     "learning_rate": "DOUBLE",
     "images_per_second": "DOUBLE",
-    "seconds": "DOUBLE",
 }
 
 # Columns of the view `rounds`: where each number stands in evaluation.json.

@@ -41,7 +41,7 @@ def test_plain_client_in_the_workspace_reads_every_view(
         {"audit": {"web_noise": 0.5}, "retrieval": {"retrained": {"text_to_image": {"r1": 0.25}}}, "captioning": {}},
     )
     workspace.round(1).metrics.mkdir()
-    line = {"model": "med", "step": 20, "epoch": 0, "loss": 3.5, "itc": 1.0, "itm": 0.6, "lm": None}
+    line = {"model": "med", "step": 20, "loss": 3.5, "itc": 1.0, "itm": 0.6, "lm": None}
     metrics = workspace.round(1).metrics / "med.jsonl"
     metrics.write_text(json.dumps(line) + '\n{"model": "med", "st', encoding="utf-8")
     monkeypatch.chdir(tmp_path)  # the catalog is built from anywhere
@@ -73,7 +73,7 @@ def test_views_of_an_empty_workspace_have_the_columns_of_a_full_one(workspace: W
     build_catalog(empty)
     publish(workspace, 1, "true")
     workspace.round(1).metrics.mkdir()
-    columns = ("model", "step", "epoch", "loss", "itc", "itm", "lm", "learning_rate", "images_per_second", "seconds")
+    columns = ("model", "step", "loss", "itc", "itm", "lm", "learning_rate", "images_per_second")
     (workspace.round(1).metrics / "med.jsonl").write_text(json.dumps(dict.fromkeys(columns)) + "\n", encoding="utf-8")
     build_catalog(workspace)
     shape = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
