@@ -1,6 +1,6 @@
 """What a scene shows and how it is told: the constants below are the whole of the world.
 
-A scene is one object on a background. `captions_of` tells it in words; `is_right` reads any text back and checks
+A scene is one object on a background, in a frame. `captions_of` tells it in words; `is_right` reads any text back and checks
 each claim, without knowing who wrote it. Every caption tells everything, so that none is true of a scene only
 because it says little. The world is as small as it is so that a small model learns it in minutes on a CPU.
 """
@@ -28,10 +28,12 @@ COLOURS = {
 }
 BACKGROUNDS = {"white": (246, 246, 246), "gray": (136, 136, 136), "black": (12, 12, 12)}
 SIZES = ("small", "large")
+FRAMES = tuple(COLOURS)
+"""The colour of the picture's frame. It makes the world large enough that a batch seldom holds a scene twice."""
 TEMPLATES = (
-    "{object} on a {background} background",
-    "on a {background} background {object}",
-    "a {background} background with {object}",
+    "{object} on a {background} background in a {frame} frame",
+    "in a {frame} frame {object} on a {background} background",
+    "a {frame} frame and {object} on a {background} background",
 )
 
 
@@ -39,6 +41,7 @@ TEMPLATES = (
 class Scene:
     """What a picture shows, each property a word of the grammar. Where the object lies is not told."""
 
+    frame: str
     background: str
     shape: str
     colour: str
@@ -56,7 +59,7 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator) -> Scene:
     """A random scene, every one equally likely."""
-    choices = (tuple(BACKGROUNDS), SHAPES, tuple(COLOURS), SIZES)
+    choices = (FRAMES, tuple(BACKGROUNDS), SHAPES, tuple(COLOURS), SIZES)
     return Scene(*(words[rng.integers(len(words))] for words in choices))
 
 
@@ -64,7 +67,11 @@ def captions_of(scene: Scene, rng: np.random.Generator, n: int) -> list[str]:
     """n right captions of the scene, each in another form. Raises ConfigError where the grammar has fewer forms."""
     if n > len(TEMPLATES):
         raise ConfigError(f"captions: {n} asked for, but the grammar has {len(TEMPLATES)} forms")
-    words = {"object": f"a {scene.size} {scene.colour} {scene.shape}", "background": scene.background}
+    words = {
+        "object": f"a {scene.size} {scene.colour} {scene.shape}",
+        "background": scene.background,
+        "frame": scene.frame,
+    }
     return [TEMPLATES[index].format(**words) for index in rng.permutation(len(TEMPLATES))[:n]]
 
 
@@ -86,8 +93,9 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
         return rf"(?P<{name}>{'|'.join(words)})"
 
     parts = {
-        "object": f"an? {any_of('size', SIZES)} {any_of('colour', COLOURS)} {any_of('shape', SHAPES)}",
+        "object": f"a {any_of('size', SIZES)} {any_of('colour', COLOURS)} {any_of('shape', SHAPES)}",
         "background": any_of("background", BACKGROUNDS),
+        "frame": any_of("frame", FRAMES),
     }
     return tuple(re.compile(template.format(**parts)) for template in TEMPLATES)
 

@@ -11,9 +11,11 @@ from PIL import Image, ImageDraw
 
 from blip_core.scenes.grammar import BACKGROUNDS, COLOURS, Scene
 
-RADII = {"small": (0.19, 0.22), "large": (0.35, 0.38)}
+RADII = {"small": (0.15, 0.18), "large": (0.3, 0.33)}
 """The range of an object's radius, in shares of the picture's side."""
-STRAY = 0.04
+FRAME = 0.11
+"""The width of the frame, in shares of the picture's side."""
+STRAY = 0.03
 """How far an object may stray from the middle, in each direction."""
 COLOUR_SHIFT = 10
 NOISE = 5.0
@@ -28,6 +30,7 @@ def render_scene(scene: Scene, rng: np.random.Generator, size: int = 64) -> byte
     ground = _shifted(BACKGROUNDS[scene.background], rng)
     picture = Image.new("RGB", (side, side), ground)
     draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0, side, side), outline=_shifted(COLOURS[scene.frame], rng), width=round(FRAME * side))
     x, y, radius = _position(scene, rng)
     _draw_shape(draw, scene.shape, x * side, y * side, radius * side, _shifted(COLOURS[scene.colour], rng), ground)
     pixels = np.asarray(picture.reduce(SUPERSAMPLING), dtype=np.float64)  # (size, size, 3)

@@ -40,7 +40,7 @@ class FinishedRound(NamedTuple):
 
 def tell(colour: str, shape: str) -> str:
     """The right caption of the scene of that object."""
-    return f"a large {colour} {shape} in the middle of a white background"
+    return f"a large {colour} {shape} on a white background in a blue frame"
 
 
 def draw(colour: str, shape: str) -> bytes:
@@ -77,7 +77,7 @@ def make_round(root: Path) -> FinishedRound:
         digest = hashlib.sha256(image).hexdigest()
         size = {"width": 96, "height": 72, "original_width": 96, "original_height": 72}
         shard.append({"uid": uid, "url": url, "caption": web, "status": "ok", "sha256": digest, "image": image} | size)
-        scene = Scene("white", shape, colour, "large", "middle")
+        scene = Scene("blue", "white", shape, colour, "large")
         truth.append({"uid": uid, "kind": kind, "scene": json.dumps(scene.to_json())})
         for candidate, (source, text) in enumerate((("web", web), ("synthetic", synthetic))):
             is_right = kind == "right" if source == "web" else synthetic_right

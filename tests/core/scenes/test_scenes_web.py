@@ -178,7 +178,7 @@ def test_shares_above_one_and_worlds_too_small_are_refused(tmp_path: Path, monke
         ScenesConfig(mismatched=0.7, junk=0.5)
     with pytest.raises(ConfigError, match="web_images: 1 pictures"):
         make_scenes(tmp_path / "web", ScenesConfig(web_images=1, mismatched=1.0, junk=0.0))
-    for name in ("SHAPES", "COLOURS", "BACKGROUNDS"):  # one of each: what is left are the sizes
+    for name in ("SHAPES", "COLOURS", "BACKGROUNDS", "FRAMES"):  # one of each: what is left are the sizes
         monkeypatch.setattr(grammar, name, tuple(getattr(grammar, name))[:1])
     scenes = len(grammar.SIZES)
     few = {"web_images": 1, "mismatched": 0.0, "junk": 0.0, "human_pairs": 1, "oversized": 0}
