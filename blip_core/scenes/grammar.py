@@ -1,8 +1,8 @@
 """What a scene shows and how it is told: the constants below are the whole of the world.
 
-A scene is one object on a background, in a frame. `captions_of` tells it in words; `is_right` reads any text back and checks
-each claim, without knowing who wrote it. Every caption tells everything, so that none is true of a scene only
-because it says little. The world is as small as it is so that a small model learns it in minutes on a CPU.
+A scene is one object on a background, in a frame. `captions_of` tells it in words; `is_right` reads any text back
+and checks each claim, without knowing who wrote it. Every caption tells everything, so that none is true of a scene
+only because it says little. The world is as small as it is so that a small model learns it in minutes on a CPU.
 """
 
 import re

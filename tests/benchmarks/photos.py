@@ -91,7 +91,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the photographs")
     parser.add_argument("--workspace", default="capfilt-photos", help="the folder to work in")
     parser.add_argument("--json", action="store_true", help="print one JSON value, and everything else on stderr")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], type=_setting, dest="settings")
+    override = "overrides one key of the configuration, such as pretrain.steps=50; may be repeated"
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], type=_setting, dest="settings", help=override
+    )
     parser.add_argument("--web", type=_count, default=2500, help="captioned photographs that are served")
     parser.add_argument("--human", type=_count, default=1500, help="photographs of the human pairs")
     parser.add_argument("--held-out", type=_count, default=300, help="photographs that are held out")
