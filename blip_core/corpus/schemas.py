@@ -20,22 +20,27 @@ CORPUS_VERSION = "corpus/1"
 SCHEMA_KEY = "capfilt.schema"
 FINGERPRINT_KEY = "capfilt.fingerprint"
 
+# What both know of a candidate.
+_CANDIDATE = {
+    "uid": pa.string(),
+    "shard": pa.string(),
+    "url": pa.string(),
+    "image_sha256": pa.string(),
+    "text": pa.string(),
+    "source": pa.string(),
+    "candidate": pa.int8(),
+    "itm_score": pa.float32(),
+    "itc_score": pa.float32(),
+    "logprob": pa.float32(),
+    "captioner": pa.string(),
+    "filter": pa.string(),
+    "seed": pa.int64(),
+}
+
 # One row per candidate, sorted by uid and candidate. The scores are null where `reason` is not.
 ANNOTATION_SCHEMA = pa.schema(
     {
-        "uid": pa.string(),
-        "shard": pa.string(),
-        "url": pa.string(),
-        "image_sha256": pa.string(),
-        "text": pa.string(),
-        "source": pa.string(),
-        "candidate": pa.int8(),
-        "itm_score": pa.float32(),
-        "itc_score": pa.float32(),
-        "logprob": pa.float32(),
-        "captioner": pa.string(),
-        "filter": pa.string(),
-        "seed": pa.int64(),
+        **_CANDIDATE,
         "reason": pa.string(),
     }
 )
@@ -43,19 +48,7 @@ ANNOTATION_SCHEMA = pa.schema(
 # The candidates that passed, and the human pairs; sorted by uid and candidate.
 CORPUS_SCHEMA = pa.schema(
     {
-        "uid": pa.string(),
-        "shard": pa.string(),
-        "url": pa.string(),
-        "image_sha256": pa.string(),
-        "text": pa.string(),
-        "source": pa.string(),
-        "candidate": pa.int8(),
-        "itm_score": pa.float32(),
-        "itc_score": pa.float32(),
-        "logprob": pa.float32(),
-        "captioner": pa.string(),
-        "filter": pa.string(),
-        "seed": pa.int64(),
+        **_CANDIDATE,
         "width": pa.int32(),
         "height": pa.int32(),
         "round": pa.int32(),

@@ -146,9 +146,9 @@ def _replace_first(ids: Tensor, token: int) -> Tensor:
     return replaced
 
 
-def build_med(architecture: Architecture, vocabulary: int, encode_id: int, decode_id: int) -> MED:
-    """A freshly initialised MED of these sizes; torch's global seed decides the weights."""
-    image_encoder = ImageEncoder(
+def build_image_encoder(architecture: Architecture) -> ImageEncoder:
+    """A freshly initialised image encoder of these sizes."""
+    return ImageEncoder(
         architecture.image_size,
         architecture.patch_size,
         architecture.image_width,
@@ -156,6 +156,11 @@ def build_med(architecture: Architecture, vocabulary: int, encode_id: int, decod
         architecture.image_heads,
         architecture.drop_path,
     )
+
+
+def build_med(architecture: Architecture, vocabulary: int, encode_id: int, decode_id: int) -> MED:
+    """A freshly initialised MED of these sizes; torch's global seed decides the weights."""
+    image_encoder = build_image_encoder(architecture)
     text = TextTransformer(
         vocabulary,
         architecture.text_width,

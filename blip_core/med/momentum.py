@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_core.med.image_encoder import ImageEncoder
-from blip_core.med.med import MED, Architecture
+from blip_core.med.med import MED, Architecture, build_image_encoder
 from blip_core.med.text_transformer import TextTransformer
 
 NO_IMAGE = -1
@@ -19,14 +18,7 @@ class MomentumEncoders(nn.Module):
 
     def __init__(self, med: MED, architecture: Architecture) -> None:
         super().__init__()
-        self.image_encoder = ImageEncoder(
-            architecture.image_size,
-            architecture.patch_size,
-            architecture.image_width,
-            architecture.image_depth,
-            architecture.image_heads,
-            architecture.drop_path,
-        )
+        self.image_encoder = build_image_encoder(architecture)
         self.text = TextTransformer(
             med.text.words.num_embeddings,
             architecture.text_width,

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from blip_core.data.pairs import PairSource, PairStream
 from blip_core.data.transforms import train_transform
 from blip_core.med.checkpoint import CONFIG, read_checkpoint_config, save_med
-from blip_core.med.med import MED, Architecture
+from blip_core.med.med import Architecture
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training.state import TrainingState
 from blip_core.training.train import Progress, TrainConfig, train
@@ -25,12 +25,6 @@ class TrainSummary(NamedTuple):
     seconds: float
     skipped: bool
     digest: str
-
-
-class Trainable(Protocol):
-    """A module around a MED."""
-
-    med: MED
 
 
 def run_training(

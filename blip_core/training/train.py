@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import nn
 
 from blip_core.data.pairs import PairBatch, PairStream
 from blip_core.errors import TrainingError
@@ -46,12 +46,6 @@ class TrainConfig(Settings):
     log_every: int = setting(20, "steps between rows of the metrics file", ge=1)
 
 
-class Objective(Protocol):
-    """What the loop trains: called with a batch and the share of the ramp that is over, gives named losses."""
-
-    def __call__(self, batch: PairBatch, step: int) -> dict[str, Tensor]: ...
-
-
 def train(
     name: str,
     module: nn.Module,
@@ -66,7 +60,7 @@ def train(
 
     Args:
         name: of the model, for the metrics file.
-        module: an Objective.
+        module: called with a PairBatch and the step, gives its losses by name.
         stream: makes the stream of (rank, world).
         state: where the run's state is saved and found again.
         metrics: JSON-lines file, one object each `log_every` steps; continued on resume.

@@ -104,6 +104,7 @@ def test_make_targets_of_the_readme_are_in_the_makefile() -> None:
 def test_a_documented_configuration_parses(name: str) -> None:
     config = parse_config(yaml.safe_load(CONFIGURATIONS[name]), name)
     check_predicate(config.publish.where)
+    assert config.model_dump(exclude_unset=True).keys() == yaml.safe_load(CONFIGURATIONS[name]).keys()
 
 
 def test_documented_configurations_show_every_section() -> None:
