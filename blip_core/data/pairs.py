@@ -199,7 +199,8 @@ class PairStream:
         for number, sample in self._samples():
             if number < skipped or number % self.world != self.rank:
                 continue
-            torch.manual_seed(_mix(self.seed, number))
+            # transforms draw on the CPU alone; torch.manual_seed would walk all devices, for every picture
+            torch.default_generator.manual_seed(_mix(self.seed, number))
             batch.append((self.transform(decode_image(sample.image)), sample.text, sample.image_id))
             if len(batch) == self.batch_size:
                 images, texts, ids = zip(*batch, strict=True)

@@ -1,7 +1,7 @@
 """A trained MED on held-out human pairs: retrieval (ITC ranking, ITM re-ranking) and captioning.
 
 Retrieval as in BLIP's released evaluation: each query's best `rerank` candidates by ITC cosine are scored
-anew with ITM logit of 'match' + ITC cosine, and all others stand behind them.
+anew with ITM logit of 'match' + ITC cosine, and all others stand behind them, in the order of their cosines.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from blip_core.med.checkpoint import LoadedMED, load_med
 from blip_core.med.generation import GenerationConfig, generate
 from blip_core.settings import Settings, setting
 
-BEHIND = -100.0  # the official evaluation's score of what was not re-ranked
+BEHIND = -100.0  # the official evaluation's score of what was not re-ranked, below any logit
 SHORTEST = 2  # tokens of a caption; the official 5 counts the three of its prompt
 PAIRS_PER_IMAGE = 4  # an ITM pair needs less memory than the encoding of an image
 
@@ -64,8 +64,8 @@ def evaluate_checkpoint(folder: Path, held_out: PairTable, config: EvaluationCon
 
 
 def rerank_scores(similarities: Tensor, match_logits: Tensor, scored: Tensor) -> Tensor:
-    """Scores (I, T) after re-ranking: ITM logit + ITC cosine where `scored` (bool) is true, -100 elsewhere."""
-    return torch.where(scored, match_logits + similarities, BEHIND)
+    """Scores (I, T) after re-ranking: ITC cosine + ITM logit where `scored` (bool) is true, cosine - 100 elsewhere."""
+    return torch.where(scored, match_logits, BEHIND) + similarities
 
 
 def best_of_each(similarities: Tensor, k: int, dim: int) -> Tensor:

@@ -41,7 +41,7 @@ class ScenesConfig(Settings):
     """How large the synthetic web is, and how bad."""
 
     web_images: int = setting(2400, "web pairs whose picture can be fetched, without the duplicates", ge=1)
-    human_pairs: int = setting(1600, "pictures with right captions to train on", ge=1)
+    human_pairs: int = setting(800, "pictures with right captions to train on", ge=1)
     held_out: int = setting(100, "pictures with right captions to test on", ge=1, le=500)
     mismatched: float = setting(0.35, "share of web pairs with another picture's text", ge=0.0, le=1.0)
     junk: float = setting(0.2, "share of web pairs with a junk text; the rest is right", ge=0.0, le=1.0)

@@ -73,7 +73,9 @@ def train(
     # accelerate's own precision is one for the whole process, in which trainings of both may follow each other
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
     mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     start = state.restore(module, optimizer)
     prepared, optimizer = accelerator.prepare(module, optimizer)
     prepared.train()
