@@ -66,14 +66,20 @@ def human_source(table: PairTable) -> PairSource:
 
 
 def web_sources(shards: Sequence[Path]) -> list[PairSource]:
-    """The web pairs of shards, as found."""
-    return [PairSource(shard) for shard in shards]
+    """The web pairs of shards, as found, in the order of their first uid.
+
+    A shard's name follows from its URLs, and must not decide a training: one web may be served at two addresses.
+    """
+    return [PairSource(shard) for shard in sorted(shards, key=_first_uid)]
 
 
 def corpus_sources(corpus: Path, shards: Path) -> list[PairSource]:
-    """The web and synthetic pairs of a corpus folder, joined to the images in the folder of shards."""
+    """The web and synthetic pairs of a corpus folder, joined to the images in the folder of shards.
+
+    In the order of `web_sources`, for the same reason.
+    """
     sources = []
-    for part in sorted(corpus.glob("*.parquet")):
+    for part in corpus.glob("*.parquet"):
         rows = pq.read_table(part, columns=["uid", "shard", "text", "source"])
         rows = rows.filter(pc.not_equal(rows["source"], "human"))
         texts: dict[str, list[str]] = {}
@@ -81,7 +87,15 @@ def corpus_sources(corpus: Path, shards: Path) -> list[PairSource]:
             texts.setdefault(uid, []).append(text)
         if texts:
             sources.append(PairSource(shards / part.name, caption=None, uid="uid", texts=texts))
-    return sources
+    return sorted(sources, key=lambda source: _first_uid(source.path))
+
+
+def _first_uid(shard: Path) -> str:
+    """The lowest uid of a shard, whose rows are sorted by it."""
+    parquet = _open(shard)
+    if not parquet.num_row_groups:
+        return ""
+    return min(parquet.read_row_group(0, columns=["uid"])["uid"].to_pylist(), default="")
 
 
 def iterate_texts(sources: Sequence[PairSource]) -> Iterator[str]:

@@ -179,6 +179,23 @@ def test_a_corpus_is_joined_to_the_images_of_its_shards(tmp_path: Path) -> None:
     assert sorted(iterate_texts(sources)) == ["web 1", "web 5", "written 1", "written 3"]
 
 
+def test_the_names_of_shards_do_not_decide_the_order(tmp_path: Path) -> None:
+    def pairs(names: tuple[str, str], folder: Path) -> tuple[list[PairSource], list[PairSource]]:
+        for name, numbers in zip(names, ((1, 2), (3, 4)), strict=True):
+            rows = [{"uid": f"u{n}", "caption": f"web {n}", "status": "ok", "image": png(n)} for n in numbers]
+            shard(folder / "shards" / f"{name}.parquet", rows)
+            kept = [{"uid": f"u{n}", "shard": name, "text": f"kept {n}", "source": "web"} for n in numbers]
+            part = pa.Table.from_pylist(kept, CORPUS_SCHEMA)
+            write_part(folder / "corpus" / f"{name}.parquet", part, CORPUS_VERSION, "mark")
+        found = web_sources(sorted((folder / "shards").glob("*.parquet")))
+        return found, corpus_sources(folder / "corpus", folder / "shards")
+
+    here, there = pairs(("a", "b"), tmp_path / "here"), pairs(("b", "a"), tmp_path / "there")
+    for one, other in zip(here, there, strict=True):
+        assert pairs_digest(one) == pairs_digest(other)
+        assert epoch(PairStream(one, 2, PLAIN, seed=0), 4) == epoch(PairStream(other, 2, PLAIN, seed=0), 4)
+
+
 def test_the_digest_changes_with_texts_and_images_and_nothing_else(tmp_path: Path) -> None:
     digest = pairs_digest([human(tmp_path / "a.parquet", range(4))])
     assert pairs_digest([human(tmp_path / "moved.parquet", range(4), row_group_size=1)]) == digest
