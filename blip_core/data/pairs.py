@@ -79,7 +79,7 @@ def corpus_sources(corpus: Path, shards: Path) -> list[PairSource]:
     In the order of `web_sources`, for the same reason.
     """
     sources = []
-    for part in corpus.glob("*.parquet"):
+    for part in sorted(corpus.glob("*.parquet")):
         rows = pq.read_table(part, columns=["uid", "shard", "text", "source"])
         rows = rows.filter(pc.not_equal(rows["source"], "human"))
         texts: dict[str, list[str]] = {}
