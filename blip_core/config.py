@@ -22,7 +22,7 @@ from blip_core.med.generation import GenerationConfig
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
 from blip_core.settings import Settings, setting
-from blip_core.training.train import TrainConfig
+from blip_core.training.recipe import TrainConfig
 
 
 @dataclass(frozen=True)

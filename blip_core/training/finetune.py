@@ -17,8 +17,9 @@ from blip_core.med.lm import lm_loss
 from blip_core.med.med import MED, architecture_from
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training.pretrain import ContrastiveMatching
+from blip_core.training.recipe import TrainConfig
 from blip_core.training.run import TrainSummary, run_training
-from blip_core.training.train import Progress, TrainConfig
+from blip_core.training.train import Progress
 
 
 class Captioning(nn.Module):

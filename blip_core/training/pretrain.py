@@ -15,8 +15,9 @@ from blip_core.med.lm import lm_loss
 from blip_core.med.med import MED, TEMPERATURE_RANGE, Architecture, MEDConfig, build_med
 from blip_core.med.momentum import EmbeddingQueue, MomentumEncoders
 from blip_core.med.tokenizer import TokenBatch, Tokenizer, TokenizerConfig
+from blip_core.training.recipe import TrainConfig
 from blip_core.training.run import TrainSummary, gather, run_training
-from blip_core.training.train import Progress, TrainConfig
+from blip_core.training.train import Progress
 
 
 class ContrastiveMatching(nn.Module):

@@ -14,8 +14,9 @@ from blip_core.data.transforms import train_transform
 from blip_core.med.checkpoint import CONFIG, read_checkpoint_config, save_med
 from blip_core.med.med import Architecture
 from blip_core.med.tokenizer import Tokenizer
+from blip_core.training.recipe import TrainConfig
 from blip_core.training.state import TrainingState
-from blip_core.training.train import Progress, TrainConfig, train
+from blip_core.training.train import Progress, train
 
 
 class TrainSummary(NamedTuple):

@@ -8,9 +8,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -18,32 +17,10 @@ from torch import nn
 
 from blip_core.data.pairs import PairBatch, PairStream
 from blip_core.errors import TrainingError
-from blip_core.settings import Settings, setting
+from blip_core.training.recipe import TrainConfig
 from blip_core.training.state import TrainingState
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig(Settings):
-    """Settings of one training."""
-
-    steps: int = setting(1000, "optimiser steps", ge=1)
-    batch_size: int = setting(64, "pairs a step and process", ge=2)
-    learning_rate: float = setting(3e-4, "peak of the schedule", gt=0, le=1)
-    final_learning_rate: float = setting(0.0, "end of the cosine decay", ge=0, le=1)
-    warmup_steps: int = setting(100, "steps of linear warm-up from zero", ge=0)
-    weight_decay: float = setting(0.05, "AdamW's, on every parameter as the official code has it", ge=0, le=1)
-    clip_norm: float = setting(1.0, "largest norm of the gradient", gt=0)
-    precision: Literal["fp32", "bf16"] = setting("fp32", "bf16 computes in mixed precision")
-    momentum: float = setting(0.995, "of the momentum encoders", ge=0, lt=1)
-    queue_size: int = setting(57600, "embeddings in the ITC queue", ge=1)
-    alpha: float = setting(0.4, "weight of ITC's soft targets", ge=0, le=1)
-    alpha_ramp_steps: int = setting(0, "steps over which alpha rises from zero", ge=0)
-    crop_scale: float = setting(0.5, "smallest share of the area that a random crop keeps; 1 is no crop", gt=0, le=1)
-    flip: bool = setting(True, "mirror half of the images; turn off where captions say left and right")
-    save_every: int = setting(500, "steps between saved states that a killed run resumes from", ge=1)
-    log_every: int = setting(20, "steps between rows of the metrics file", ge=1)
 
 
 def train(

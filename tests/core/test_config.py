@@ -10,7 +10,7 @@ import yaml
 from blip_core.config import BootstrapConfig, load_config, parse_config
 from blip_core.errors import ConfigError
 from blip_core.med.med import MEDConfig
-from blip_core.training.train import TrainConfig
+from blip_core.training.recipe import TrainConfig
 
 SMALLEST = {"workspace": "work", "web": {"path": "urls.parquet"}}
 

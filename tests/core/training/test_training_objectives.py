@@ -14,7 +14,8 @@ from blip_core.med.med import MED, MEDConfig, build_med
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training.finetune import Captioning
 from blip_core.training.pretrain import ContrastiveMatching, Pretraining, ramped_alpha
-from blip_core.training.train import TrainConfig, learning_rate
+from blip_core.training.recipe import TrainConfig
+from blip_core.training.train import learning_rate
 
 CONFIG = TrainConfig(steps=10, batch_size=6, queue_size=10, momentum=0.9, alpha=0.4)
 

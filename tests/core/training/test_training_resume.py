@@ -20,8 +20,9 @@ from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.pretrain import pretrain
+from blip_core.training.recipe import TrainConfig
 from blip_core.training.run import TrainSummary
-from blip_core.training.train import Progress, TrainConfig
+from blip_core.training.train import Progress
 
 CONFIG = TrainConfig(
     steps=9,
