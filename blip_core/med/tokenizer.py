@@ -69,10 +69,19 @@ class Tokenizer:
         """The longest text in tokens, [CLS] and [SEP] counted; kept with the tokenizer."""
         return self.pieces.model_max_length
 
-    def __call__(self, texts: Iterable[str]) -> TokenBatch:
-        """Token ids of B texts, which are cleaned first and cut at `max_tokens`."""
+    def __call__(self, texts: Iterable[str], max_tokens: int | None = None, fixed: bool = False) -> TokenBatch:
+        """Token ids of B texts, which are cleaned first and cut at `max_tokens` (None: the tokenizer's own).
+
+        `fixed` pads all of them to that length, for programs that are compiled for one shape.
+        """
         cleaned = [clean_caption(text) for text in texts]
-        encoded = self.pieces(cleaned, truncation=True, padding="longest", return_tensors="pt")
+        encoded = self.pieces(
+            cleaned,
+            truncation=True,
+            max_length=max_tokens,
+            padding="max_length" if fixed else "longest",
+            return_tensors="pt",
+        )
         return TokenBatch(encoded["input_ids"], encoded["attention_mask"].bool())
 
     def decode(self, ids: Iterable[int]) -> str:

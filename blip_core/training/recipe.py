@@ -41,7 +41,12 @@ class TrainConfig(Settings):
     crop_scale: float = setting(0.5, "smallest share of the area that a random crop keeps; 1 is no crop", gt=0, le=1)
     flip: bool = setting(True, "mirror half of the images; turn off where captions say left and right")
     augment: bool = setting(False, "BLIP's RandomAugment: two random changes of light and geometry, each in half")
-    max_words: int = setting(30, "words of a text that are read; the rest is cut", ge=1, le=500)
+    max_tokens: int | None = setting(
+        None,
+        "longest text in tokens, [CLS], prompt and [SEP] counted; the rest is cut; null: the tokenizer's",
+        ge=4,
+        le=512,
+    )
 
     precision: Literal["fp32", "bf16"] = setting("fp32", "bf16 computes in mixed precision")
     parallel: Literal["ddp", "fsdp"] = setting(
