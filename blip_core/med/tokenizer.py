@@ -69,12 +69,17 @@ class Tokenizer:
         """The longest text in tokens, [CLS] and [SEP] counted; kept with the tokenizer."""
         return self.pieces.model_max_length
 
-    def __call__(self, texts: Iterable[str], max_tokens: int | None = None, fixed: bool = False) -> TokenBatch:
-        """Token ids of B texts, which are cleaned first and cut at `max_tokens` (None: the tokenizer's own).
+    def __call__(
+        self, texts: Iterable[str], max_tokens: int | None = None, fixed: bool = False, prompt: str = ""
+    ) -> TokenBatch:
+        """Token ids of B texts, which are cleaned first.
 
-        `fixed` pads all of them to that length, for programs that are compiled for one shape.
+        Args:
+            max_tokens: where they are cut; None for the tokenizer's own limit.
+            fixed: pads all of them to that length, for programs that are compiled for one shape.
+            prompt: stands before every text, as it is.
         """
-        cleaned = [clean_caption(text) for text in texts]
+        cleaned = [f"{prompt} {clean_caption(text)}".strip() for text in texts]
         encoded = self.pieces(
             cleaned,
             truncation=True,
