@@ -37,8 +37,9 @@ class MomentumEncoders(nn.Module):
     def follow(self, med: MED, momentum: float) -> None:
         """own = momentum * own + (1 - momentum) * MED's, for every parameter."""
         theirs = dict(med.named_parameters())
-        for name, own in self.named_parameters():
-            own.lerp_(theirs[name], 1 - momentum)
+        own = dict(self.named_parameters())
+        torch._foreach_mul_(list(own.values()), momentum)
+        torch._foreach_add_(list(own.values()), [theirs[name] for name in own], alpha=1 - momentum)
 
     @torch.no_grad()
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
