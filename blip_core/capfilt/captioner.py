@@ -41,8 +41,9 @@ class Captioner:
         Returns:
             For each image its captions: text and mean token log-probability.
         """
-        features = self.med.encode_image(images)
-        counts = torch.tensor([len(row) for row in seeds], device=features.device)
-        repeated = features.repeat_interleave(counts, dim=0)
-        flat = iter(generate(self.med, self.tokenizer, repeated, generation, [seed for row in seeds for seed in row]))
+        image = self.med.cross_keys(self.med.encode_image(images))
+        counts = torch.tensor([len(row) for row in seeds], device=image.device)
+        owner = torch.arange(len(seeds), device=image.device).repeat_interleave(counts)
+        every_seed = [seed for row in seeds for seed in row]
+        flat = iter(generate(self.med, self.tokenizer, image.select(owner), generation, every_seed))
         return [[next(flat) for _ in row] for row in seeds]

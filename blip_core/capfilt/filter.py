@@ -50,7 +50,8 @@ class Filter:
         counts = torch.tensor([len(row) for row in texts], device=features.device)
         owner = torch.arange(len(texts), device=features.device).repeat_interleave(counts)
         ids, mask = (part.to(features.device) for part in self.tokenizer(flat))
-        itm = F.softmax(self.med.match(features[owner], ids, mask).float(), dim=1)[:, 1]
+        image = self.med.cross_keys(features)
+        itm = F.softmax(self.med.match(image.select(owner), ids, mask).float(), dim=1)[:, 1]
         itc = (self.med.project_image(features)[owner] * self.med.embed_text(ids, mask)).sum(dim=1)
         scores = iter([Score(*pair) for pair in zip(itm.tolist(), itc.tolist(), strict=True)])
         return [[next(scores) for _ in row] for row in texts]

@@ -114,7 +114,9 @@ def _match_logits(
     order = mask.sum(dim=1)[texts].argsort(stable=True)
     for rows in order.split(batch_size):
         image, text = images[rows], texts[rows]
-        logits[image, text] = loaded.med.match(features[image], *_trim(ids[text], mask[text]))[:, 1].float()
+        seen, owner = image.unique(return_inverse=True)
+        keys = loaded.med.cross_keys(features[seen]).select(owner)
+        logits[image, text] = loaded.med.match(keys, *_trim(ids[text], mask[text]))[:, 1].float()
     return logits
 
 
@@ -127,7 +129,8 @@ def _captions(loaded: LoadedMED, features: Tensor, config: EvaluationConfig) -> 
     )
     captions: list[str] = []
     for rows in features.split(config.batch_size):
-        captions += [text for text, _ in generate(loaded.med, loaded.tokenizer, rows, generation)]
+        image = loaded.med.cross_keys(rows)
+        captions += [text for text, _ in generate(loaded.med, loaded.tokenizer, image, generation)]
     return captions
 
 

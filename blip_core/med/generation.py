@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_core.med.med import MED
+from blip_core.med.text_transformer import CrossKeys, DecoderCache
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.settings import Settings, setting
 
@@ -54,11 +55,11 @@ class NextToken(Protocol):
 
 
 class CachedDecoder:
-    """MED's image-grounded text decoder with keys and values cached. Image features (R, N, D), one a row."""
+    """MED's image-grounded text decoder with keys and values cached. `image` has one image a row."""
 
-    def __init__(self, med: MED, image_features: Tensor) -> None:
+    def __init__(self, med: MED, image: CrossKeys) -> None:
         self.med = med
-        self.cache = med.text.start_cache(image_features)
+        self.cache = DecoderCache(image)
 
     def step(self, tokens: Tensor) -> Tensor:
         return self.med.decode_step(tokens, self.cache)
@@ -69,24 +70,23 @@ class CachedDecoder:
 
 @torch.inference_mode()
 def generate(
-    med: MED, tokenizer: Tokenizer, image_features: Tensor, config: GenerationConfig, seeds: Sequence[int] = ()
+    med: MED, tokenizer: Tokenizer, image: CrossKeys, config: GenerationConfig, seeds: Sequence[int] = ()
 ) -> list[tuple[str, float]]:
     """One caption a row: its text and its mean token log-probability.
 
     Args:
-        image_features: (R, N, D) of `med.encode_image`, one row for each caption wanted.
+        image: of `med.cross_keys`, one row for each of the R captions wanted.
         seeds: R seeds, for nucleus sampling alone.
     """
-    decoder = CachedDecoder(med, image_features)
+    decoder = CachedDecoder(med, image)
     prompt = prompt_tokens(tokenizer, config.prompt)
-    rows = image_features.shape[0]
     if config.method == "nucleus":
-        uniforms = torch.stack([row_uniforms(seed, config.max_length) for seed in seeds]).to(image_features.device)
+        uniforms = torch.stack([row_uniforms(seed, config.max_length) for seed in seeds]).to(image.device)
         captions = sample(decoder, prompt, uniforms, tokenizer.end_id, config)
     elif config.method == "beam":
-        captions = beam_search(decoder, prompt, rows, tokenizer.end_id, config, image_features.device)
+        captions = beam_search(decoder, prompt, len(image), tokenizer.end_id, config, image.device)
     else:
-        captions = greedy(decoder, prompt, rows, tokenizer.end_id, config, image_features.device)
+        captions = greedy(decoder, prompt, len(image), tokenizer.end_id, config, image.device)
     return [(tokenizer.decode(caption.tokens), caption.logprob) for caption in captions]
 
 

@@ -2,23 +2,29 @@
 
 The model receives its parts and downloads nothing; `build_med` wires them from a configuration. Its faces:
 `encode_image`, `embed_text` (the text encoder), `match` (the image-grounded text encoder) and `decode` (the
-image-grounded text decoder). Every one of them takes image features, so that an image is encoded once.
+image-grounded text decoder). The grounded ones take `cross_keys` of image features, so that an image is encoded,
+and projected for the cross-attention, once.
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_core.errors import ConfigError
+from blip_core.errors import CheckpointError, ConfigError
 from blip_core.med.image_encoder import ImageEncoder
-from blip_core.med.text_transformer import DecoderCache, TextTransformer
+from blip_core.med.text_transformer import FACES, CrossKeys, DecoderCache, Face, TextTransformer
 from blip_core.settings import Settings, setting
 
 INITIAL_TEMPERATURE = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
+# what a MED without the face can do, and cannot
+WITHOUT: dict[Face, str] = {
+    "encoder": "write captions, not score texts; expected a Filter's or a pre-trained MED's",
+    "decoder": "score texts, not write captions; expected a Captioner's or a pre-trained MED's",
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,12 @@ class MEDConfig(Settings):
 class MED(nn.Module):
     """One model, three objectives' faces.
 
+    A MED whose text transformer lacks a face lacks what only that face uses: without 'encoder' there are no ITC
+    projections, ITM head and temperature, without 'decoder' no LM head. What needs them raises CheckpointError.
+
     Args:
         image_encoder: images to (B, N, image width).
-        text: the text transformer with both self-attentions.
+        text: the text transformer with its self-attentions.
         projection: width E of the ITC embeddings.
         encode_id, decode_id: token ids of [ENC] and [DEC], put in the place of [CLS].
     """
@@ -100,10 +109,12 @@ class MED(nn.Module):
         super().__init__()
         self.image_encoder = image_encoder
         self.text = text
-        self.image_projection = nn.Linear(image_encoder.width, projection)
-        self.text_projection = nn.Linear(text.width, projection)
-        self.itm_head = nn.Linear(text.width, 2)
-        self.temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
+        if "encoder" in text.faces:
+            self.image_projection = nn.Linear(image_encoder.width, projection)
+            self.text_projection = nn.Linear(text.width, projection)
+            self.itm_head = nn.Linear(text.width, 2)
+            # of shape (1,): FSDP2 shards no scalar
+            self.temperature = nn.Parameter(torch.full((1,), INITIAL_TEMPERATURE))
         self.encode_id = encode_id
         self.decode_id = decode_id
 
@@ -111,33 +122,75 @@ class MED(nn.Module):
     def image_size(self) -> int:
         return self.image_encoder.vit.patch_embed.img_size[0]
 
+    @property
+    def faces(self) -> tuple[Face, ...]:
+        """Which of the text transformer's self-attentions there are."""
+        return self.text.faces
+
+    def require(self, face: Face) -> None:
+        """Raises CheckpointError where this MED lacks the face."""
+        if face not in self.faces:
+            raise CheckpointError(f"this checkpoint has no text {face}: it can {WITHOUT[face]}")
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) to features (B, N, image width)."""
         return self.image_encoder(images)
 
+    def cross_keys(self, image_features: Tensor, image_mask: Tensor | None = None) -> CrossKeys:
+        """What the grounded faces look at: keys and values of image features (B, N, image width).
+
+        Args:
+            image_mask: (B, N) bool, False where a feature is padding; None where nothing is padded.
+        """
+        return self.text.cross_keys(image_features, image_mask)
+
     def project_image(self, image_features: Tensor) -> Tensor:
         """Image features (B, N, D) to ITC embeddings (B, E) of unit length."""
+        self.require("encoder")
         return F.normalize(self.image_projection(image_features[:, 0]), dim=-1)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Texts (B, L) to ITC embeddings (B, E) of unit length, through the text encoder ([CLS])."""
+        self.require("encoder")
         hidden = self.text(ids, mask, "encoder")
         return F.normalize(self.text_projection(hidden[:, 0]), dim=-1)
 
-    def match(self, image_features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """ITM logits (B, 2), index 1 for 'match', through the image-grounded text encoder ([ENC])."""
-        hidden = self.text(_replace_first(ids, self.encode_id), mask, "encoder", image_features)
+    def match(self, image: CrossKeys, ids: Tensor, mask: Tensor, open_with_enc: bool = True) -> Tensor:
+        """ITM logits (B, 2), index 1 for 'match', through the image-grounded text encoder ([ENC]).
+
+        Args:
+            open_with_enc: False leaves [CLS] in its place, which ITM was not trained on, to reproduce the numbers of
+                the official blip_itm.py and of transformers' BLIP.
+        """
+        self.require("encoder")
+        opened = _replace_first(ids, self.encode_id) if open_with_enc else ids
+        hidden = self.text(opened, mask, "encoder", image)
         return self.itm_head(hidden[:, 0])
 
-    def decode(self, image_features: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def decode(self, image: CrossKeys, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Logits (B, L, V) of the token after each place, through the image-grounded text decoder ([DEC])."""
-        hidden = self.text(_replace_first(ids, self.decode_id), mask, "decoder", image_features)
+        self.require("decoder")
+        hidden = self.text(_replace_first(ids, self.decode_id), mask, "decoder", image)
         return self.text.predict(hidden)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """Logits (R, V) after the last of the new tokens (R, L); the cache grows by them."""
+        self.require("decoder")
         hidden = self.text(tokens, None, "decoder", cache=cache)
         return self.text.predict(hidden[:, -1])
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Whether training keeps a layer's activations or computes them again in the backward pass."""
+        self.image_encoder.vit.set_grad_checkpointing(on)
+        self.text.checkpointing = on
+
+    def compile_layers(self) -> None:
+        """Compiles the layers of both transformers in place; names of parameters stay as they are."""
+        for block in cast(nn.Sequential, self.image_encoder.vit.blocks):
+            block.compile()
+        for layer in self.text.layers:
+            # texts come in many lengths, and the cache of a decoding grows at every step
+            layer.compile(dynamic=True)
 
 
 def _replace_first(ids: Tensor, token: int) -> Tensor:
@@ -158,8 +211,10 @@ def build_image_encoder(architecture: Architecture) -> ImageEncoder:
     )
 
 
-def build_med(architecture: Architecture, vocabulary: int, encode_id: int, decode_id: int) -> MED:
-    """A freshly initialised MED of these sizes; torch's global seed decides the weights."""
+def build_med(
+    architecture: Architecture, vocabulary: int, encode_id: int, decode_id: int, faces: tuple[Face, ...] = FACES
+) -> MED:
+    """A freshly initialised MED of these sizes and faces; torch's global seed decides the weights."""
     image_encoder = build_image_encoder(architecture)
     text = TextTransformer(
         vocabulary,
@@ -168,6 +223,7 @@ def build_med(architecture: Architecture, vocabulary: int, encode_id: int, decod
         architecture.text_heads,
         architecture.image_width,
         dropout=architecture.dropout,
+        faces=faces,
     )
     return MED(image_encoder, text, architecture.projection, encode_id, decode_id)
 

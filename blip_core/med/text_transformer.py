@@ -5,7 +5,6 @@ feed-forward that all faces use: what BLIP shares is shared by construction, and
 BERT's shape: post-norm, LayerNorm epsilon 1e-12, exact GELU, learned positions, no token types.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, cast
@@ -13,21 +12,49 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Face = Literal["encoder", "decoder"]
+FACES: tuple[Face, ...] = ("encoder", "decoder")
 KeysValues = tuple[Tensor, Tensor]
-GrowingKeys = Callable[[KeysValues], KeysValues]
 LAYER_NORM_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class CrossKeys:
+    """Keys and values of an image batch for every layer's cross-attention: computed once, used by every face.
+
+    Attributes:
+        layers: for each layer (keys, values), both (B, H, N, D / H).
+        mask: (B, N) bool, False where an image feature is padding; None where nothing is padded.
+    """
+
+    layers: tuple[KeysValues, ...]
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0][0].device
+
+    def select(self, rows: Tensor | slice) -> "CrossKeys":
+        """Those of `rows`, (B',) int64 or a slice: an image may come more than once, or not at all."""
+        layers = tuple((_rows(keys, rows), _rows(values, rows)) for keys, values in self.layers)
+        return CrossKeys(layers, None if self.mask is None else _rows(self.mask, rows))
 
 
 @dataclass
 class DecoderCache:
     """Keys and values of one decoding: the image's, computed once, and the text's, which grow by each step.
 
-    Each is a list over layers of (keys, values), both (R, H, length, D / H) for R rows.
+    Attributes:
+        image: of R rows.
+        text: for each layer (keys, values) of the tokens seen so far, both (R, H, length, D / H).
     """
 
-    image: list[KeysValues]
+    image: CrossKeys
     text: list[KeysValues] = field(default_factory=list)
 
     @property
@@ -37,8 +64,17 @@ class DecoderCache:
 
     def select(self, rows: Tensor) -> None:
         """Keeps `rows` (R',) int64 in that order: finished captions leave, beams are reordered."""
-        self.image = [(keys[rows], values[rows]) for keys, values in self.image]
-        self.text = [(keys[rows], values[rows]) for keys, values in self.text]
+        self.image = self.image.select(rows)
+        self.text = [(_rows(keys, rows), _rows(values, rows)) for keys, values in self.text]
+
+    def grow(self, layer: int, new: KeysValues) -> KeysValues:
+        """The layer's keys and values with those of the new tokens after them, which are kept."""
+        if layer == len(self.text):
+            self.text.append(new)
+        else:
+            seen_keys, seen_values = self.text[layer]
+            self.text[layer] = (torch.cat([seen_keys, new[0]], dim=2), torch.cat([seen_values, new[1]], dim=2))
+        return self.text[layer]
 
 
 class Attention(nn.Module):
@@ -103,20 +139,41 @@ class TextLayer(nn.Module):
         self.feed_forward = FeedForward(width, 4 * width, dropout)
 
     def forward(
-        self, hidden: Tensor, face: Face, mask: Tensor | None, text: GrowingKeys, image: KeysValues | None
+        self,
+        hidden: Tensor,
+        face: Face,
+        mask: Tensor | None,
+        text: KeysValues | None = None,
+        image: KeysValues | None = None,
+        image_mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden (B, L, D) through self-attention, cross-attention to `image` if there is one, and feed-forward."""
-        attention = cast(Attention, self.self_attention[face])
-        hidden = attention(hidden, *text(attention.keys_values(hidden)), mask)
+        """Hidden (B, L, D) through self-attention, cross-attention to `image` if there is one, and feed-forward.
+
+        Args:
+            mask: what self-attention may look at, broadcast to (B, H, L, L).
+            text: keys and values of self-attention; None for those of `hidden` alone.
+            image: keys and values of cross-attention.
+            image_mask: which of them it may look at, broadcast to (B, H, L, N).
+        """
+        attention = self._attention(face)
+        keys, values = attention.keys_values(hidden) if text is None else text
+        hidden = attention(hidden, keys, values, mask)
         if image is not None and self.cross_attention is not None:
-            hidden = self.cross_attention(hidden, *image, None)
+            hidden = self.cross_attention(hidden, *image, image_mask)
         return self.feed_forward(hidden)
+
+    def text_keys_values(self, hidden: Tensor, face: Face) -> KeysValues:
+        """Keys and values of hidden states (B, L, D), for this layer's self-attention."""
+        return self._attention(face).keys_values(hidden)
 
     def image_keys_values(self, image_features: Tensor) -> KeysValues:
         """Keys and values of image features (B, N, image width), for this layer's cross-attention."""
         if self.cross_attention is None:
             raise ValueError("this text transformer has no cross-attention; it was built with image_width=None")
         return self.cross_attention.keys_values(image_features)
+
+    def _attention(self, face: Face) -> Attention:
+        return cast(Attention, self.self_attention[face])
 
 
 class TextTransformer(nn.Module):
@@ -131,10 +188,12 @@ class TextTransformer(nn.Module):
         image_width: int | None,
         positions: int = 512,
         dropout: float = 0.1,
-        faces: tuple[Face, ...] = ("encoder", "decoder"),
+        faces: tuple[Face, ...] = FACES,
     ) -> None:
         super().__init__()
         self.width = width
+        self.faces = faces
+        self.checkpointing = False
         self.words = nn.Embedding(vocabulary, width, padding_idx=0)
         self.positions = nn.Embedding(positions, width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
@@ -152,7 +211,7 @@ class TextTransformer(nn.Module):
         ids: Tensor,
         mask: Tensor | None,
         face: Face,
-        image_features: Tensor | None = None,
+        image: CrossKeys | None = None,
         cache: DecoderCache | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D).
@@ -161,27 +220,31 @@ class TextTransformer(nn.Module):
             ids: (B, L) int64.
             mask: (B, L) bool, False where padding; None where nothing is padded.
             face: 'encoder' attends both ways, 'decoder' to the left.
-            image_features: (B, N, image width); None skips the cross-attention.
-            cache: of a decoding under way; replaces `image_features`, and `ids` are then the new tokens alone.
+            image: keys and values of B images; None skips the cross-attention.
+            cache: of a decoding under way; replaces `image`, and `ids` are then the new tokens alone.
         """
         past = cache.length if cache is not None else 0
+        image = cache.image if cache is not None else image
         hidden = self._embed(ids, past)
         allowed = attention_mask(ids.shape[1], past, mask, causal=face == "decoder", device=ids.device)
+        image_mask = None if image is None or image.mask is None else image.mask[:, None, None, :]
         for index, layer in enumerate(self.layers):
-            image = cache.image[index] if cache is not None else None
-            if cache is None and image_features is not None:
-                image = layer.image_keys_values(image_features)
-            hidden = layer(hidden, face, allowed, partial(_grow, cache, index), image)
+            text = cache.grow(index, layer.text_keys_values(hidden, face)) if cache is not None else None
+            run = partial(checkpoint, layer, use_reentrant=False) if self._recomputes() else layer
+            hidden = run(hidden, face, allowed, text, None if image is None else image.layers[index], image_mask)
         return hidden
 
-    def start_cache(self, image_features: Tensor) -> DecoderCache:
-        """The cache of a decoding over images (R, N, image width) that has seen no token yet."""
-        return DecoderCache([layer.image_keys_values(image_features) for layer in self.layers])
+    def cross_keys(self, image_features: Tensor, image_mask: Tensor | None = None) -> CrossKeys:
+        """Keys and values of image features (B, N, image width); `image_mask` (B, N) is False where padding."""
+        return CrossKeys(tuple(layer.image_keys_values(image_features) for layer in self.layers), image_mask)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the next token; the output matrix is the word embedding."""
         transformed = self.head_norm(F.gelu(self.head_transform(hidden)))
         return F.linear(transformed, self.words.weight, self.head_bias)
+
+    def _recomputes(self) -> bool:
+        return self.checkpointing and self.training and torch.is_grad_enabled()
 
     def _embed(self, ids: Tensor, past: int) -> Tensor:
         places = torch.arange(past, past + ids.shape[1], device=ids.device)
@@ -203,16 +266,9 @@ def attention_mask(length: int, past: int, mask: Tensor | None, causal: bool, de
     return allowed
 
 
-def _grow(cache: DecoderCache | None, index: int, new: KeysValues) -> KeysValues:
-    """The layer's keys and values with those of a decoding's earlier tokens before them."""
-    if cache is None:
-        return new
-    if index == len(cache.text):
-        cache.text.append(new)
-    else:
-        seen_keys, seen_values = cache.text[index]
-        cache.text[index] = (torch.cat([seen_keys, new[0]], dim=2), torch.cat([seen_values, new[1]], dim=2))
-    return cache.text[index]
+def _rows(tensor: Tensor, rows: Tensor | slice) -> Tensor:
+    # the gradient of index_select is faster than that of indexing
+    return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
 def _initialise(module: nn.Module, width: int) -> None:

@@ -134,7 +134,8 @@ def test_texts_and_scores_equal_those_of_each_pair_alone(
         if row["source"] == "synthetic":
             assert row["seed"] == caption_seed(11, row["image_sha256"], row["candidate"])
             words = captioner.tokenizer
-            decoder = CachedDecoder(captioner.med, captioner.med.encode_image(eval_transform(16)(image)[None]))
+            features = captioner.med.encode_image(eval_transform(16)(image)[None])
+            decoder = CachedDecoder(captioner.med, captioner.med.cross_keys(features))
             uniforms = row_uniforms(row["seed"], GENERATION.max_length)[None]
             [caption] = sample(decoder, [words.decode_id], uniforms, words.end_id, GENERATION)
             assert row["text"] == words.decode(caption.tokens)
@@ -142,7 +143,7 @@ def test_texts_and_scores_equal_those_of_each_pair_alone(
         features = filter.med.encode_image(eval_transform(24)(image)[None])
         ids, mask = filter.tokenizer([row["text"]])
         assert row["itm_score"] == pytest.approx(
-            filter.med.match(features, ids, mask).softmax(1)[0, 1].item(), abs=1e-5
+            filter.med.match(filter.med.cross_keys(features), ids, mask).softmax(1)[0, 1].item(), abs=1e-5
         )
         cosine = (filter.med.project_image(features) @ filter.med.embed_text(ids, mask).T).item()
         assert row["itc_score"] == pytest.approx(cosine, abs=1e-5)

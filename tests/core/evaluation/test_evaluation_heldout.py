@@ -69,7 +69,7 @@ def scores_one_at_a_time(folder: Path, held_out: PairTable) -> tuple[torch.Tenso
         for t, (_, text) in enumerate(texts):
             ids, mask = loaded.tokenizer([text])
             itc[i, t] = loaded.med.project_image(features)[0] @ loaded.med.embed_text(ids, mask)[0]
-            itm[i, t] = loaded.med.match(features, ids, mask)[0, 1]
+            itm[i, t] = loaded.med.match(loaded.med.cross_keys(features), ids, mask)[0, 1]
     return itc, itm, [owner for owner, _ in texts]
 
 
@@ -111,12 +111,8 @@ def test_captions_and_examples_are_what_the_decoder_gives_for_each_image_alone(
     generation = GenerationConfig(method="beam" if beams > 1 else "greedy", beams=beams, max_length=8, min_length=2)
     pairs = list(iterate_pairs(held_out))
     with torch.inference_mode():
-        texts = [
-            generate(
-                loaded.med, loaded.tokenizer, loaded.med.encode_image(view(decode_image(pair.image))[None]), generation
-            )
-            for pair in pairs
-        ]
+        features = [loaded.med.encode_image(view(decode_image(pair.image))[None]) for pair in pairs]
+        texts = [generate(loaded.med, loaded.tokenizer, loaded.med.cross_keys(alone), generation) for alone in features]
     texts = [text for [(text, _)] in texts]
     assert [example["text"] for example in found["examples"]] == texts[:4]
     assert [example["uid"] for example in found["examples"]] == ["u0", "u1", "u2", "u3"]

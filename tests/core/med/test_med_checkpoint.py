@@ -28,9 +28,10 @@ def test_a_loaded_model_gives_the_saved_one_s_outputs(
     ids, mask = tokenizer(["a red circle", "two rings", "a star"])
     assert torch.equal(loaded.tokenizer(["a red circle", "two rings", "a star"]).ids, ids)
     features = med.encode_image(images)
+    image = med.cross_keys(features)
     assert torch.equal(loaded.med.encode_image(images), features)
-    assert torch.equal(loaded.med.match(features, ids, mask), med.match(features, ids, mask))
-    assert torch.equal(loaded.med.decode(features, ids, mask), med.decode(features, ids, mask))
+    assert torch.equal(loaded.med.match(loaded.med.cross_keys(features), ids, mask), med.match(image, ids, mask))
+    assert torch.equal(loaded.med.decode(loaded.med.cross_keys(features), ids, mask), med.decode(image, ids, mask))
     assert torch.equal(loaded.med.embed_text(ids, mask), med.embed_text(ids, mask))
     assert not loaded.med.training
     assert loaded.architecture == architecture

@@ -26,6 +26,7 @@ from blip_core.med.generation import (
     sample,
 )
 from blip_core.med.med import MED
+from blip_core.med.text_transformer import CrossKeys
 from blip_core.med.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
@@ -35,17 +36,17 @@ END = 0
 class UncachedDecoder:
     """The same model, which reads the whole text again at every step."""
 
-    def __init__(self, med: MED, features: Tensor) -> None:
+    def __init__(self, med: MED, image: CrossKeys) -> None:
         self.med = med
-        self.features = features
-        self.history = torch.empty(len(features), 0, dtype=torch.long)
+        self.image = image
+        self.history = torch.empty(len(image), 0, dtype=torch.long)
 
     def step(self, tokens: Tensor) -> Tensor:
         self.history = torch.cat([self.history, tokens], dim=1)
-        return self.med.decode(self.features, self.history, None)[:, -1]
+        return self.med.decode(self.image, self.history, None)[:, -1]
 
     def select(self, rows: Tensor) -> None:
-        self.features, self.history = self.features[rows], self.history[rows]
+        self.image, self.history = self.image.select(rows), self.history[rows]
 
 
 class ToyDecoder:
@@ -80,8 +81,9 @@ def _exhaustive(table: dict[tuple[int, ...], list[float]], vocabulary: int, leng
 
 
 @pytest.fixture
-def features(med: MED, images: Tensor) -> Tensor:
-    return med.encode_image(images).detach()
+def image(med: MED, images: Tensor) -> CrossKeys:
+    with torch.no_grad():
+        return med.cross_keys(med.encode_image(images))
 
 
 CONFIG = GenerationConfig(p=0.95, max_length=8, min_length=0)
@@ -89,7 +91,7 @@ CONFIG = GenerationConfig(p=0.95, max_length=8, min_length=0)
 
 @pytest.mark.parametrize("prompt", ["", "a red"])
 @torch.inference_mode()
-def test_cached_and_uncached_decoding_agree(med: MED, tokenizer: Tokenizer, features: Tensor, prompt: str) -> None:
+def test_cached_and_uncached_decoding_agree(med: MED, tokenizer: Tokenizer, image: CrossKeys, prompt: str) -> None:
     given = prompt_tokens(tokenizer, prompt)
     uniforms = torch.stack([row_uniforms(seed, 8) for seed in range(3)])
     for decode in (
@@ -97,21 +99,21 @@ def test_cached_and_uncached_decoding_agree(med: MED, tokenizer: Tokenizer, feat
         lambda decoder: sample(decoder, given, uniforms, tokenizer.end_id, CONFIG),
         lambda decoder: beam_search(decoder, given, 3, tokenizer.end_id, CONFIG, CPU),
     ):
-        cached, uncached = decode(CachedDecoder(med, features)), decode(UncachedDecoder(med, features))
+        cached, uncached = decode(CachedDecoder(med, image)), decode(UncachedDecoder(med, image))
         assert [caption.tokens for caption in cached] == [caption.tokens for caption in uncached]
         assert [caption.logprob for caption in cached] == pytest.approx([caption.logprob for caption in uncached], 1e-4)
 
 
 @pytest.mark.parametrize("method", ["nucleus", "beam", "greedy"])
 def test_an_image_has_the_same_captions_in_any_batch(
-    med: MED, tokenizer: Tokenizer, features: Tensor, method: str
+    med: MED, tokenizer: Tokenizer, image: CrossKeys, method: str
 ) -> None:
     config = replace(CONFIG, method=method, p=1.0)
     rows = [0, 1, 2, 1, 0, 2]
     seeds = [10, 11, 12, 13, 14, 15]
-    together = generate(med, tokenizer, features[rows], config, seeds)
+    together = generate(med, tokenizer, image.select(torch.tensor(rows)), config, seeds)
     for row, seed, (text, logprob) in zip(rows, seeds, together, strict=True):
-        [(alone, alone_logprob)] = generate(med, tokenizer, features[row : row + 1], config, [seed])
+        [(alone, alone_logprob)] = generate(med, tokenizer, image.select(slice(row, row + 1)), config, [seed])
         assert alone == text
         assert alone_logprob == pytest.approx(logprob, rel=1e-4)
     if method == "nucleus":
@@ -199,17 +201,19 @@ def test_greedy_takes_the_most_probable_token() -> None:
 
 
 def test_logprob_is_the_mean_over_the_tokens_with_the_end_counted(
-    med: MED, tokenizer: Tokenizer, features: Tensor
+    med: MED, tokenizer: Tokenizer, image: CrossKeys
 ) -> None:
     given = prompt_tokens(tokenizer, "a red")
     uniforms = torch.stack([row_uniforms(seed, 8) for seed in range(3)])
-    captions = sample(CachedDecoder(med, features), given, uniforms, tokenizer.end_id, CONFIG)
-    captions += beam_search(CachedDecoder(med, features), given, 3, tokenizer.end_id, CONFIG, CPU)
+    captions = sample(CachedDecoder(med, image), given, uniforms, tokenizer.end_id, CONFIG)
+    captions += beam_search(CachedDecoder(med, image), given, 3, tokenizer.end_id, CONFIG, CPU)
     for row, caption in enumerate(captions):
         tokens = [*given, *caption.tokens]
         if len(tokens) - 1 < CONFIG.max_length:
             tokens.append(tokenizer.end_id)
-        predicted = med.decode(features[row % 3 : row % 3 + 1], torch.tensor([tokens]), None)[0].log_softmax(dim=-1)
+        predicted = med.decode(image.select(slice(row % 3, row % 3 + 1)), torch.tensor([tokens]), None)[0].log_softmax(
+            dim=-1
+        )
         places = range(len(given), len(tokens))
         expected = np.mean([predicted[place - 1, tokens[place]].item() for place in places])
         assert caption.logprob == pytest.approx(expected, rel=1e-4)
@@ -275,21 +279,21 @@ def test_with_enough_beams_the_search_is_exhaustive() -> None:
         assert caption.logprob == pytest.approx(best.logprob, rel=1e-5)
 
 
-def test_one_beam_without_end_is_greedy(med: MED, tokenizer: Tokenizer, features: Tensor) -> None:
+def test_one_beam_without_end_is_greedy(med: MED, tokenizer: Tokenizer, image: CrossKeys) -> None:
     config = GenerationConfig(max_length=6, min_length=6, beams=1)
     with torch.inference_mode():
-        one = beam_search(CachedDecoder(med, features), [tokenizer.decode_id], 3, tokenizer.end_id, config, CPU)
-        other = greedy(CachedDecoder(med, features), [tokenizer.decode_id], 3, tokenizer.end_id, config, CPU)
+        one = beam_search(CachedDecoder(med, image), [tokenizer.decode_id], 3, tokenizer.end_id, config, CPU)
+        other = greedy(CachedDecoder(med, image), [tokenizer.decode_id], 3, tokenizer.end_id, config, CPU)
     assert [caption.tokens for caption in one] == [caption.tokens for caption in other]
 
 
 def test_the_prompt_opens_every_text_and_is_left_out_of_the_result(
-    med: MED, tokenizer: Tokenizer, features: Tensor
+    med: MED, tokenizer: Tokenizer, image: CrossKeys
 ) -> None:
     given = prompt_tokens(tokenizer, "a red")
     assert given == [tokenizer.decode_id, *tokenizer(["a red"]).ids[0, 1:-1].tolist()]
-    [(text, _)] = generate(med, tokenizer, features[:1], replace(CONFIG, method="greedy", prompt="a red"))
-    [caption] = greedy(CachedDecoder(med, features[:1]), given, 1, tokenizer.end_id, CONFIG, CPU)
+    [(text, _)] = generate(med, tokenizer, image.select(slice(1)), replace(CONFIG, method="greedy", prompt="a red"))
+    [caption] = greedy(CachedDecoder(med, image.select(slice(1))), given, 1, tokenizer.end_id, CONFIG, CPU)
     assert text == tokenizer.decode(caption.tokens)
 
 

@@ -15,6 +15,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 from blip_core.med.generation import CachedDecoder, GenerationConfig, beam_search, greedy
 from blip_core.med.lm import lm_loss
 from blip_core.med.med import MED, Architecture, build_med
+from blip_core.med.text_transformer import CrossKeys
 
 VOCABULARY, END, DECODE, ENCODE = 50, 3, 48, 49
 CPU = torch.device("cpu")
@@ -141,10 +142,14 @@ def twins() -> Twins:
     sources = {name: _theirs(name) for name in med.state_dict() if name != "temperature"}
     assert len(set(sources.values())) == len(sources)
     mapped = {name: weights[model][theirs] for name, (model, theirs) in sources.items()}
-    med.load_state_dict({**mapped, "temperature": torch.tensor(0.07)})
+    med.load_state_dict({**mapped, "temperature": torch.tensor([0.07])})
     images = torch.randn(2, 3, 16, 16)
     ids = torch.tensor([[2, 10, 11, 12, 13, END], [2, 20, 21, END, 0, 0]])
     return Twins(med, captioner, retriever, images, ids, ids != 0)
+
+
+def _grounded(twins: Twins, images: Tensor) -> CrossKeys:
+    return twins.med.cross_keys(twins.med.encode_image(images))
 
 
 def _opened(ids: Tensor, token: int) -> Tensor:
@@ -164,7 +169,7 @@ def test_caption_logits_and_loss_agree(twins: Twins) -> None:
     theirs = twins.captioner(
         pixel_values=twins.images, input_ids=opened, attention_mask=twins.mask.long(), labels=labels
     )
-    logits = twins.med.decode(twins.med.encode_image(twins.images), twins.ids, twins.mask)
+    logits = twins.med.decode(_grounded(twins, twins.images), twins.ids, twins.mask)
     assert torch.allclose(logits[twins.mask], theirs.logits[twins.mask], atol=1e-4)
     assert logits.std() > 0.5
     assert lm_loss(logits, twins.ids, twins.mask).item() == pytest.approx(theirs.loss.item(), abs=1e-4)
@@ -173,7 +178,7 @@ def test_caption_logits_and_loss_agree(twins: Twins) -> None:
 @torch.inference_mode()
 def test_itm_logits_agree_when_theirs_opens_with_enc(twins: Twins) -> None:
     theirs = twins.retriever(_opened(twins.ids, ENCODE), twins.images, attention_mask=twins.mask.long()).itm_score
-    ours = twins.med.match(twins.med.encode_image(twins.images), twins.ids, twins.mask)
+    ours = twins.med.match(_grounded(twins, twins.images), twins.ids, twins.mask)
     assert torch.allclose(ours, theirs, atol=1e-4)
     without = twins.retriever(twins.ids, twins.images, attention_mask=twins.mask.long()).itm_score
     assert not torch.allclose(ours, without, atol=1e-3)
@@ -198,7 +203,7 @@ def test_decoding_agrees_token_for_token(twins: Twins, beams: int) -> None:
     theirs = twins.captioner.generate(
         images, num_beams=beams, do_sample=False, min_length=config.min_length + 1, max_length=config.max_length + 1
     )
-    decoder = CachedDecoder(twins.med, twins.med.encode_image(images))
+    decoder = CachedDecoder(twins.med, _grounded(twins, images))
     decode = greedy if beams == 1 else beam_search
     ours = decode(decoder, [DECODE], 12, END, config, CPU)
     assert len({len(caption.tokens) for caption in ours}) > 1
