@@ -186,6 +186,8 @@ class MED(nn.Module):
 
     def compile_layers(self) -> None:
         """Compiles the layers of both transformers in place; names of parameters stay as they are."""
+        # what was compiled before for other models would count against torch's limit of variants
+        torch.compiler.reset()
         for block in cast(nn.Sequential, self.image_encoder.vit.blocks):
             block.compile()
         for layer in self.text.layers:

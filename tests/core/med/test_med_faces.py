@@ -287,19 +287,21 @@ def test_compiled_layers_give_the_same_and_keep_their_names(
     torch.manual_seed(0)
     med = _built(architecture, tokenizer, "encoder", "decoder").train()
     names, plain = list(med.state_dict()), _loss_and_gradients(med, images, ids, mask)
-    config = GenerationConfig(method="greedy", max_length=12, min_length=12)
 
-    def captions() -> list[list[int]]:
+    def captions(length: int) -> list[list[int]]:
+        config = GenerationConfig(method="greedy", max_length=length, min_length=length)
         with torch.inference_mode():
             decoder = CachedDecoder(med, med.cross_keys(med.encode_image(images)))
             found = greedy(decoder, [tokenizer.decode_id, 6], 3, tokenizer.end_id, config, CPU)
         return [caption.tokens for caption in found]
 
-    texts = captions()
+    short, long = captions(6), captions(16)
     med.compile_layers()
     assert list(med.state_dict()) == names
     assert _agree(plain, _loss_and_gradients(med, images, ids, mask))
-    assert captions() == texts
+    assert captions(6) == short
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert captions(16) == long
 
 
 def test_settings_replace_a_preset_s_sizes() -> None:
