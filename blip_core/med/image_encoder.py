@@ -3,9 +3,11 @@
 timm's ViT as BLIP's authors set it: pre-norm, LayerNorm epsilon 1e-6, exact GELU, learned positions, [CLS] first.
 """
 
+import math
 from functools import partial
 from typing import cast
 
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -38,3 +40,12 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), normalised, to features (B, N, D) with N = 1 + (S / patch)² and [CLS] first."""
         return self.vit.forward_features(images)
+
+
+def resize_positions(positions: Tensor, side: int) -> Tensor:
+    """Position embeddings (1, 1 + n², D) for images of side² patches: (1, 1 + side², D).
+
+    The official code's interpolation: bicubic without anti-aliasing, corners not aligned; [CLS]'s stays as it is.
+    """
+    n = math.isqrt(positions.shape[1] - 1)
+    return resample_abs_pos_embed(positions, [side, side], [n, n], antialias=False, align_corners=False)

@@ -54,7 +54,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class MEDConfig(Settings):
-    """A preset, and what of it is to be different (null: the preset's value)."""
+    """A preset, what of it is to be different (null: the preset's value), and what a training begins with."""
 
     preset: Literal["tiny", "small", "base", "large"] = setting(
         "base", "tiny is the demo's; base is ViT-B/16 with BERT-base; large is ViT-L/16 with BERT-base"
@@ -70,6 +70,12 @@ class MEDConfig(Settings):
     projection: int | None = setting(None, "width of the ITC embeddings", ge=8, le=4096)
     drop_path: float | None = setting(None, "stochastic depth of the image encoder", ge=0.0, lt=1.0)
     dropout: float | None = setting(None, "dropout of the text transformer", ge=0.0, lt=1.0)
+    image_weights: str | None = setting(
+        None, "what the image encoder begins with: a ViT of timm, by name or local file; null: random weights"
+    )
+    text_weights: str | None = setting(
+        None, "what the text transformer begins with: a BERT of transformers, by name or folder; null: random weights"
+    )
 
     def architecture(self) -> Architecture:
         """The sizes with the preset's values filled in. Raises ConfigError where they do not fit together."""
