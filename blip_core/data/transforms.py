@@ -7,6 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from blip_core.data.augment import RandomAugment
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -18,10 +20,11 @@ def eval_transform(size: int) -> Transform:
     return v2.Compose([v2.Resize((size, size), InterpolationMode.BICUBIC), *_to_tensor()])
 
 
-def train_transform(size: int, crop_scale: float, flip: bool) -> Transform:
+def train_transform(size: int, crop_scale: float, flip: bool, augment: bool = False) -> Transform:
     """Random crop of at least `crop_scale` of the area (1: no crop), perhaps mirrored, then as in evaluation.
 
-    Draws from torch's global generator. Mirroring makes 'left' and 'right' in captions wrong.
+    Draws from torch's global generator. Mirroring makes 'left' and 'right' in captions wrong. With `augment`, BLIP's
+    RandomAugment comes after crop and mirror, as in the released code.
     """
     resize = (
         v2.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC)
@@ -29,7 +32,8 @@ def train_transform(size: int, crop_scale: float, flip: bool) -> Transform:
         else v2.Resize((size, size), InterpolationMode.BICUBIC)
     )
     mirror = [v2.RandomHorizontalFlip()] if flip else []
-    return v2.Compose([resize, *mirror, *_to_tensor()])
+    operations = [RandomAugment()] if augment else []
+    return v2.Compose([resize, *mirror, *operations, *_to_tensor()])
 
 
 def _to_tensor() -> list[torch.nn.Module]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from blip_core.data.pairs import PairBatch, PairSource, PairStream, iterate_texts
+from blip_core.data.pairs import PairBatch, PairSource, iterate_texts
+from blip_core.data.stream import PairStream
 from blip_core.data.transforms import eval_transform
 from blip_core.med.itm import draw_hard_negatives
 from blip_core.med.lm import lm_loss
