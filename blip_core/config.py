@@ -22,7 +22,7 @@ from blip_core.med.generation import GenerationConfig
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
 from blip_core.settings import Settings, setting
-from blip_core.training.recipe import TrainConfig
+from blip_core.training.recipe import TrainConfig, check_recipe
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> Bo
     except ValidationError as error:
         raise ConfigError(f"{origin}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
     config.med.architecture()
+    for name in ("pretrain", "captioner", "filter", "retrain"):
+        check_recipe(name, getattr(config, name))
     return config
 
 

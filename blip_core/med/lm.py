@@ -18,9 +18,7 @@ def predicted(mask: Tensor, prompt_length: int = 0) -> Tensor:
     return mask[:, 1:] & (places >= prompt_length)
 
 
-def lm_loss(
-    logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0, tokens: Tensor | None = None
-) -> Tensor:
+def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0, tokens: Tensor | None = None) -> Tensor:
     """Cross-entropy of each token given those before it, a scalar.
 
     Args:

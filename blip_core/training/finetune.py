@@ -1,38 +1,26 @@
 """Fine-tuning on human pairs: the Captioner with LM, the Filter with ITC and ITM (BLIP, section 3.3).
 
-Both start from the same pre-trained MED, and share nothing after that.
+Both start from the same pre-trained MED, and share nothing after that. The face that a fine-tuning does not use
+stays as it was.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from blip_core.data.pairs import PairBatch, PairSource, pairs_digest
+from blip_core.data.pairs import PairSource, pairs_digest
 from blip_core.files import fingerprint
 from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config
-from blip_core.med.lm import lm_loss
 from blip_core.med.med import MED, architecture_from
-from blip_core.med.tokenizer import Tokenizer
-from blip_core.training.pretrain import ContrastiveMatching
-from blip_core.training.recipe import TrainConfig
+from blip_core.training.objectives import Captioning, ContrastiveMatching, Objective
+from blip_core.training.recipe import TrainConfig, identity
 from blip_core.training.run import TrainSummary, run_training
 from blip_core.training.train import Progress
 
-
-class Captioning(nn.Module):
-    """LM over one batch."""
-
-    def __init__(self, med: MED, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.med = med
-        self.tokenizer = tokenizer
-
-    def forward(self, batch: PairBatch, step: int) -> dict[str, Tensor]:
-        ids, mask = (part.to(batch.images.device) for part in self.tokenizer(batch.texts))
-        return {"lm": lm_loss(self.med.decode(self.med.encode_image(batch.images), ids, mask), ids, mask)}
+IDLE_IN_CAPTIONING = ("encoder.", "image_projection.", "text_projection.", "itm_head.", "temperature")
+IDLE_IN_MATCHING = ("decoder.", "head_")
 
 
 def finetune_captioner(
@@ -46,8 +34,9 @@ def finetune_captioner(
 ) -> TrainSummary:
     """Fine-tunes the MED at `start` into a Captioner at `target`, unless it stands there already."""
 
-    def captioning(loaded: LoadedMED) -> nn.Module:
-        return Captioning(loaded.med, loaded.tokenizer)
+    def captioning(loaded: LoadedMED) -> Objective:
+        _freeze(loaded.med, IDLE_IN_CAPTIONING)
+        return Captioning(loaded.med, loaded.tokenizer, train)
 
     return _finetune("captioner", captioning, target, start, sources, train, seed, metrics, progress)
 
@@ -63,7 +52,8 @@ def finetune_filter(
 ) -> TrainSummary:
     """Fine-tunes the MED at `start` into a Filter at `target`, unless it stands there already."""
 
-    def matching(loaded: LoadedMED) -> nn.Module:
+    def matching(loaded: LoadedMED) -> Objective:
+        _freeze(loaded.med, IDLE_IN_MATCHING)
         torch.manual_seed(seed)
         return ContrastiveMatching(loaded.med, loaded.architecture, loaded.tokenizer, train)
 
@@ -72,7 +62,7 @@ def finetune_filter(
 
 def _finetune(
     kind: str,
-    wrap: Callable[[LoadedMED], nn.Module],
+    wrap: Callable[[LoadedMED], Objective],
     target: Path,
     start: Path,
     sources: Sequence[PairSource],
@@ -84,16 +74,24 @@ def _finetune(
     started = read_checkpoint_config(start)
     data = pairs_digest(sources)
     origin = {
-        "fingerprint": fingerprint(kind, data, started["digest"], asdict(train), seed),
+        "fingerprint": fingerprint(kind, data, started["digest"], identity(train), seed),
         "start": started["digest"],
         "data": data,
         "train": asdict(train),
         "seed": seed,
     }
-
-    def build() -> tuple[nn.Module, Tokenizer]:
-        loaded = load_med(start)
-        return wrap(loaded), loaded.tokenizer
-
     architecture = architecture_from(started["med"])
+    architecture = replace(architecture, image_size=train.image_size or architecture.image_size)
+
+    def build() -> Objective:
+        return wrap(load_med(start))
+
     return run_training(target, build, architecture, sources, train, seed, origin, metrics, progress)
+
+
+def _freeze(med: MED, idle: tuple[str, ...]) -> None:
+    """Leaves the parameters that the objectives do not reach out of the training."""
+    for name, parameter in med.named_parameters():
+        own = name.removeprefix("text.").partition("self_attention.")[2] or name.removeprefix("text.")
+        if own.startswith(idle):
+            parameter.requires_grad = False

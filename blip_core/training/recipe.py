@@ -1,8 +1,9 @@
 """What one training is told: size of the steps, schedule, objectives' settings, augmentation, and how it is run."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from blip_core.errors import ConfigError
 from blip_core.settings import Settings, setting
 
 
@@ -25,7 +26,9 @@ class TrainConfig(Settings):
     )
     final_learning_rate: float = setting(0.0, "lowest rate after the warm-up", ge=0, le=1)
     decay: float = setting(0.9, "exponential: factor of an epoch", gt=0, le=1)
-    epoch_steps: int = setting(0, "steps of an epoch, within which the rate does not fall; 0: it falls by step", ge=0)
+    epoch_steps: int = setting(
+        0, "steps of an epoch, within which the rate does not fall; 0: a cosine falls by step", ge=0
+    )
     weight_decay: float = setting(0.05, "AdamW's, on every parameter as the official code has it", ge=0, le=1)
     clip_norm: float = setting(1.0, "largest norm of the gradient; 0: any", ge=0)
 
@@ -61,3 +64,22 @@ class TrainConfig(Settings):
     save_every: int = setting(500, "steps between saved states that a killed run resumes from", ge=1)
     log_every: int = setting(20, "steps between rows of the metrics file", ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = setting((), "where the metrics are logged as well")
+
+
+# What changes how a training runs, and not what comes out of it.
+RUNNING = ("parallel", "gradient_checkpointing", "workers", "save_every", "log_every", "trackers")
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the weights: a training may go on with others of the rest."""
+    return {name: value for name, value in asdict(config).items() if name not in RUNNING}
+
+
+def check_recipe(name: str, config: TrainConfig) -> None:
+    """Raises ConfigError, naming the keys of the section `name`, for settings that do not fit together."""
+    if config.batch_size % config.accumulation:
+        raise ConfigError(
+            f"{name}.batch_size {config.batch_size} must be a multiple of {name}.accumulation {config.accumulation}"
+        )
+    if config.schedule == "exponential" and not config.epoch_steps:
+        raise ConfigError(f"{name}.schedule exponential needs {name}.epoch_steps, the steps of an epoch; it is 0")

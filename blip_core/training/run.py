@@ -1,22 +1,20 @@
 """What every training has around its loop: skip what stands, resume what was killed, write the checkpoint."""
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from blip_core.data.pairs import PairSource, PairStream
+from blip_core.data.pairs import PairSource
+from blip_core.data.stream import PairStream
 from blip_core.data.transforms import train_transform
 from blip_core.med.checkpoint import CONFIG, read_checkpoint_config, save_med
-from blip_core.med.med import Architecture
-from blip_core.med.tokenizer import Tokenizer
-from blip_core.training.recipe import TrainConfig
+from blip_core.med.med import MED, Architecture, build_med
+from blip_core.training import processes
+from blip_core.training.objectives import Objective
+from blip_core.training.recipe import TrainConfig, check_recipe
 from blip_core.training.state import TrainingState
-from blip_core.training.train import Progress, train
+from blip_core.training.train import Progress, Trained, train
 
 
 class TrainSummary(NamedTuple):
@@ -26,11 +24,13 @@ class TrainSummary(NamedTuple):
     seconds: float
     skipped: bool
     digest: str
+    undecodable: int
+    main: bool  # whether this process wrote the checkpoint
 
 
 def run_training(
     target: Path,
-    build: Callable[[], tuple[Any, Tokenizer]],
+    build: Callable[[], Objective],
     architecture: Architecture,
     sources: Sequence[PairSource],
     config: TrainConfig,
@@ -41,32 +41,40 @@ def run_training(
 ) -> TrainSummary:
     """Trains what `build` makes and writes the checkpoint, unless one with the same fingerprint stands.
 
-    A run under way keeps its state beside the target in `.<name>.training`, which goes when the checkpoint stands.
+    All processes of a launch call this alike. A run under way keeps its state beside the target in
+    `.<name>.training`, which goes when the checkpoint stands.
     """
     began = time.monotonic()
+    check_recipe(target.name, config)
     if (target / CONFIG).is_file():
         standing = read_checkpoint_config(target)
         if standing.get("fingerprint") == origin["fingerprint"]:
-            return TrainSummary(config.steps, 0.0, True, standing["digest"])
-    module, tokenizer = build()
-    size = architecture.image_size
-    transform = train_transform(size, config.crop_scale, config.flip)
+            return TrainSummary(config.steps, 0.0, True, standing["digest"], 0, False)
+    objective = build()
+    transform = train_transform(architecture.image_size, config.crop_scale, config.flip, config.augment)
     state = TrainingState(target.parent / f".{target.name}.training", origin["fingerprint"])
 
     def stream(rank: int, world: int) -> PairStream:
-        return PairStream(sources, config.batch_size, transform, seed, rank, world)
+        batch_size = config.batch_size // config.accumulation
+        return PairStream(sources, batch_size, transform, seed, rank, world, config.lanes, config.workers)
 
-    train(target.name, module, stream, config, seed, state, metrics, progress)
-    digest = save_med(target, module.med, architecture, tokenizer, {"steps": config.steps, **origin})
-    shutil.rmtree(state.folder, ignore_errors=True)
-    return TrainSummary(config.steps, time.monotonic() - began, False, digest)
+    trained = train(target.name, objective, stream, config, seed, state, metrics, progress)
+    if trained.main:
+        origin = {"steps": config.steps, "undecodable": trained.undecodable, **origin}
+        save_med(target, _whole(objective, architecture, trained), architecture, objective.tokenizer, origin)
+        state.remove()
+    processes.wait()
+    digest = read_checkpoint_config(target)["digest"]
+    return TrainSummary(config.steps, time.monotonic() - began, False, digest, trained.undecodable, trained.main)
 
 
-@torch.no_grad()
-def gather(rows: Tensor) -> Tensor:
-    """The rows (B, ...) of all processes, (world * B, ...); of one process alone where there is no group."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+def _whole(objective: Objective, architecture: Architecture, trained: Trained) -> MED:
+    """The trained MED with all its weights, wherever they were in training."""
+    if processes.world() == 1:
+        return objective.med
+    tokenizer = objective.tokenizer
+    med = build_med(architecture, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id)
+    med.load_state_dict(
+        {name.removeprefix("med."): value for name, value in trained.weights.items() if name.startswith("med.")}
+    )
+    return med

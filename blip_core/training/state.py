@@ -1,12 +1,14 @@
 """The state of a training under way, saved so that a killed run goes on where the last save stood.
 
-Safetensors and JSON, written in one atomic step: weights, buffers (queue and momentum encoders among them) and
-AdamW's moments. There is no random state to save: each step seeds itself.
+Safetensors and JSON in a folder of the step, written in one atomic step before the last one goes: weights, buffers
+(queue and momentum encoders among them), AdamW's moments, and the place in the data. There is no random state to
+save: each step seeds itself.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,50 +17,67 @@ from torch import Tensor, nn
 
 from blip_core.errors import TrainingError
 from blip_core.files import atomic_folder, read_json, write_json
+from blip_core.training import parallel
 
 TENSORS, STEP = "state.safetensors", "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Saved(NamedTuple):
+    """Where a saved training stands."""
+
+    step: int
+    position: Any  # of the data, JSON-like
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where the state lies, and the fingerprint of the training that it belongs to."""
+    """Where the states lie, and the fingerprint of the training that they belong to."""
 
     folder: Path
     fingerprint: str
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Saves the state after `step` steps, in place of the last one."""
-        tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{moment}": moments[moment] for moment in MOMENTS}
-        with atomic_folder(self.folder) as temporary:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
-            write_json(temporary / STEP, {"step": step, "fingerprint": self.fingerprint})
+    def save(self, objective: nn.Module, optimizer: torch.optim.Optimizer, saved: Saved, main: bool) -> None:
+        """Saves the state in place of the last one. All processes take part, and the main one writes."""
+        tensors = {f"module.{name}": tensor for name, tensor in parallel.model_state(objective).items()}
+        for name, moments in parallel.optimizer_state(objective, optimizer).items():
+            tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
+        if not main:
+            return
+        target = self.folder / f"{saved.step:09d}"
+        with atomic_folder(target) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+            write_json(temporary / STEP, {**saved._asdict(), "fingerprint": self.fingerprint})
+        for older in self.folder.iterdir():
+            if older != target:
+                shutil.rmtree(older, ignore_errors=True)
 
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Puts a saved state of the same training into module and optimiser; returns its step, or 0 without one."""
-        if not (self.folder / STEP).is_file():
-            return 0
-        saved = read_json(self.folder / STEP)
-        if saved["fingerprint"] != self.fingerprint:
-            return 0
+    def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Saved | None:
+        """Puts the last saved state of the same training into model and optimiser; None where there is none."""
+        folder = max(self.folder.glob(f"[0-9]*/{STEP}"), default=None)
+        if folder is None:
+            return None
+        saved = read_json(folder)
+        if saved.pop("fingerprint") != self.fingerprint:
+            return None
+        tensors = self._tensors(folder.parent / TENSORS)
+        parallel.load_model_state(objective, _with_prefix(tensors, "module."))
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in _with_prefix(tensors, "optimizer.").items():
+            moment, _, parameter = name.partition(".")
+            moments.setdefault(parameter, {})[moment] = tensor
+        parallel.load_optimizer_state(objective, optimizer, moments)
+        return Saved(**saved)
+
+    def _tensors(self, path: Path) -> dict[str, Tensor]:
         try:
-            tensors = load_file(self.folder / TENSORS)
+            return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise TrainingError(f"{self.folder / TENSORS}: torn ({error}); remove the folder to start anew") from error
-        module.load_state_dict(_with_prefix(tensors, "module."))
-        _restore_moments(optimizer, tensors, saved["step"])
-        return saved["step"]
+            raise TrainingError(f"{path}: torn ({error}); remove {self.folder} to start anew") from error
+
+    def remove(self) -> None:
+        """Takes the states away: the training is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], step: int) -> None:
-    moments: dict[int, dict[str, Any]] = {}
-    for name, tensor in _with_prefix(tensors, "optimizer.").items():
-        index, moment = name.split(".")
-        moments.setdefault(int(index), {"step": torch.tensor(float(step))})[moment] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

@@ -1,128 +1,197 @@
-"""The training loop: AdamW, warm-up and cosine decay, clipping, metrics, and resume, through accelerate.
+"""The training loop: AdamW, schedule, clipping, accumulation, metrics, and resume, in one process or many.
 
-What is trained is a module that takes a batch and gives named losses; pre-training and fine-tuning differ in
-nothing else. All chance in a step follows from (seed, step, process), so a resumed run repeats an unbroken one.
+What is trained is an `Objective`; pre-training and fine-tuning differ in nothing else. All chance in a step follows
+from (seed, step, process), so a resumed run repeats an unbroken one.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from blip_core.data.pairs import PairBatch, PairStream
+from blip_core.data.pairs import PairBatch
+from blip_core.data.stream import PairStream, merge_positions
 from blip_core.errors import TrainingError
+from blip_core.med.lm import predicted
+from blip_core.training import parallel, processes
+from blip_core.training.metrics import ITMWatch, MetricsLog, check_trackers, start_trackers
+from blip_core.training.objectives import Batch, Objective, Step
 from blip_core.training.recipe import TrainConfig
-from blip_core.training.state import TrainingState
+from blip_core.training.schedule import learning_rate
+from blip_core.training.state import Saved, TrainingState
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
+class Trained(NamedTuple):
+    """What is left of a training besides its weights."""
+
+    weights: dict[str, Tensor]  # of the objective, whole, on the CPU; in other processes than the first it may be empty
+    undecodable: int  # images that were passed over, in all processes
+    main: bool  # whether this process is the one that writes
+
+
 def train(
     name: str,
-    module: nn.Module,
+    objective: Objective,
     stream: Callable[[int, int], PairStream],
     config: TrainConfig,
     seed: int,
     state: TrainingState,
     metrics: Path,
     progress: Progress | None = None,
-) -> None:
-    """Trains `module` in place, from the last saved state if there is one.
+) -> Trained:
+    """Trains `objective`, from the last saved state if there is one.
 
     Args:
         name: of the model, for the metrics file.
-        module: called with a PairBatch and the step, gives its losses by name.
-        stream: makes the stream of (rank, world).
+        stream: makes the stream of (rank, world), whose batches are micro-batches.
         state: where the run's state is saved and found again.
         metrics: JSON-lines file, one object each `log_every` steps; continued on resume.
-        progress: called after each step with (step, steps, losses).
+        progress: called in the first process after each step with (step, steps, losses).
 
-    Raises TrainingError where the loss is no longer a number, or the saved state is torn.
+    Raises ConfigError where the batch does not divide among the processes, TrainingError where the loss is no longer
+    a number or the saved state is torn.
     """
-    # fine-tuning leaves one face's parameters without a gradient, which DDP has to be told
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # accelerate's own precision is one for the whole process, in which trainings of both may follow each other
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
-    mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    check_trackers(config)
+    accelerator = parallel.new_accelerator(log_with=list(config.trackers) or None, project_dir=str(metrics.parent))
+    model = parallel.distribute(objective, config, accelerator)
+    model.train()
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        [parameter for parameter in objective.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
-    start = state.restore(module, optimizer)
-    prepared, optimizer = accelerator.prepare(module, optimizer)
-    prepared.train()
-    log = MetricsLog(metrics, name, start)
-    batches = stream(accelerator.process_index, accelerator.num_processes).batches(start)
-    began = time.monotonic()
-    for step, batch in zip(range(start, config.steps), batches, strict=False):
-        torch.manual_seed((seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
-        rate = learning_rate(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with mixed:
-            losses = prepared(_to(batch, accelerator.device), step)
-        loss = torch.stack(list(losses.values())).sum()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(prepared.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        done = step + 1
-        values = {objective: value.item() for objective, value in losses.items()}
-        if not math.isfinite(sum(values.values())):
-            raise TrainingError(f"training of {name}: loss is {values} at step {step}; lower the learning rate")
-        if accelerator.is_main_process:
-            if done % config.log_every == 0 or done == config.steps:
-                seen = (done - start) * config.batch_size * accelerator.num_processes
-                log.write(done, values, rate, seen / (time.monotonic() - began))
-            if done % config.save_every == 0 and done < config.steps:
-                state.save(accelerator.unwrap_model(prepared), optimizer, done)
-            if progress:
-                progress(done, config.steps, values)
+    saved = state.restore(objective, optimizer) or Saved(0, None)
+    data = stream(processes.rank(), processes.world())
+    batches = data.batches(saved.position)
+    stepper = _Stepper(objective, model, optimizer, config, seed, accelerator.device)
+    log = _Log(name, config, accelerator, metrics, data, saved.step, progress)
+    for step in range(saved.step, config.steps):
+        losses, norm = stepper.step(step, batches)
+        log.see(step + 1, losses, norm)
+        if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+            position = merge_positions(processes.gather_objects(data.position))
+            state.save(objective, optimizer, Saved(step + 1, position), accelerator.is_main_process)
+    log.close()
+    return Trained(parallel.model_state(objective), _undecodable(data), accelerator.is_main_process)
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up from zero, then cosine to the final rate at `config.steps`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    fall = (1 + math.cos(math.pi * min(1.0, share))) / 2
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * fall
+def _undecodable(data: PairStream) -> int:
+    return sum(processes.gather_objects(data.undecodable))
 
 
-def _to(batch: PairBatch, device: torch.device) -> PairBatch:
-    return batch._replace(images=batch.images.to(device), image_ids=batch.image_ids.to(device))
+class _Stepper:
+    """One optimiser step after another."""
 
-
-class MetricsLog:
-    """The metrics file: one JSON object a line; rows after the step resumed from are taken back."""
-
-    def __init__(self, path: Path, model: str, start: int) -> None:
-        self.path = path
+    def __init__(
+        self,
+        objective: Objective,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.objective = objective
         self.model = model
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in self._rows() if row["step"] <= start] if start else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.optimizer = optimizer
+        self.config = config
+        self.seed = seed
+        self.device = device
+        self.mixed = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        # a line torn by a kill belongs to a step after the saved state
-        return [json.loads(line) for line in lines if line.endswith("}")]
+    def step(self, number: int, batches: Iterator[PairBatch]) -> tuple[dict[str, float], float]:
+        """Takes the step; returns its losses, the mean over all processes, and the gradient's norm."""
+        micro_batches = [self.objective.tokenize(next(batches), self.device) for _ in range(self.config.accumulation)]
+        chance = self.seed * 1_000_003 + number
+        torch.manual_seed(chance * 1_009 + processes.rank())
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, self.config)
+        self.objective.begin_step()
+        losses = self._backward(micro_batches, number, chance)
+        norm = parallel.clip_gradients(self.model, self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        means = processes.mean(torch.stack(list(losses.values()))).tolist()
+        return dict(zip(losses, means, strict=True)), norm
 
-    def write(self, step: int, losses: Mapping[str, float], rate: float, images_per_second: float) -> None:
-        row = {
-            "model": self.model,
-            "step": step,
-            "loss": sum(losses.values()),
-            **{objective: losses.get(objective) for objective in ("itc", "itm", "lm")},
-            "learning_rate": rate,
-            "images_per_second": round(images_per_second, 2),
+    def _backward(self, micro_batches: list[Batch], number: int, chance: int) -> dict[str, Tensor]:
+        count = len(micro_batches)
+        counted = [predicted(batch.mask, self.objective.prompt_length).sum() for batch in micro_batches]
+        tokens = processes.mean(torch.stack(counted).sum().float()) / count
+        losses: dict[str, Tensor] = {}
+        for place, batch in enumerate(micro_batches):
+            step = Step(number, chance * 1_009 + place, tokens)
+            with parallel.gradients_summed(self.model, last=place == count - 1):
+                with self.mixed:
+                    found = self.model(batch, step)
+                (torch.stack(list(found.values())).sum() / count).backward()
+            for objective, loss in found.items():
+                losses[objective] = losses.get(objective, 0.0) + loss.detach() / count
+        return losses
+
+
+class _Log:
+    """What a training says of itself: its curve, its trackers, its progress, and that it has gone wrong."""
+
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        metrics: Path,
+        data: PairStream,
+        start: int,
+        progress: Progress | None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.accelerator = accelerator
+        self.data = data
+        self.progress = progress
+        self.file = MetricsLog(metrics, name, start) if accelerator.is_main_process else None
+        self.watch = ITMWatch(config.warmup_steps)
+        self.step, self.began, self.waited = start, time.monotonic(), data.waited
+        start_trackers(accelerator, name, config)
+
+    def see(self, done: int, losses: dict[str, float], norm: float) -> None:
+        """After each step, in every process; raises TrainingError where a loss is no number."""
+        if not math.isfinite(sum(losses.values())):
+            raise TrainingError(
+                f"training of {self.name}: loss is {losses} at step {done - 1}; lower the learning rate"
+            )
+        if done % self.config.log_every == 0 or done == self.config.steps:
+            measured = self._measure(done, norm)
+            if self.file:
+                self.file.write(done, losses, measured)
+            self.accelerator.log({**losses, **measured}, step=done)
+        if self.file:
+            self.watch.see(done, losses.get("itm"))
+            if self.progress:
+                self.progress(done, self.config.steps, losses)
+
+    def _measure(self, done: int, norm: float) -> dict[str, float]:
+        """What is known of the steps since the last row."""
+        now, waited = time.monotonic(), self.data.waited
+        seconds = max(now - self.began, 1e-9)
+        measured = {
+            "learning_rate": learning_rate(done - 1, self.config),
+            "gradient_norm": norm,
+            "images_per_second": round((done - self.step) * self.config.batch_size / seconds, 2),
+            "data_wait": round((waited - self.waited) / seconds, 4),
+            "undecodable": _undecodable(self.data),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.step, self.began, self.waited = done, now, waited
+        return measured
+
+    def close(self) -> None:
+        """Ends the trackers."""
+        if self.config.trackers:
+            self.accelerator.end_training()
