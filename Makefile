@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint photos bench clean
+.PHONY: setup demo test lint photos speed bench clean
 
 setup: $(READY)
 
@@ -30,7 +30,10 @@ lint: setup
 photos: setup
 	$(BIN)/python tests/benchmarks/photos.py
 
-bench: photos
+speed: setup
+	$(BIN)/python tests/benchmarks/train_step.py
+
+bench: photos speed
 
 clean:
 	rm -rf capfilt-demo capfilt-photos
