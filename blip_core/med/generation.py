@@ -1,7 +1,8 @@
 """Decoding: nucleus sampling, beam search and greedy, over anything that predicts the next token.
 
 A sampled row draws from uniform numbers of its own, so that its text does not depend on the rows beside it.
-Nucleus sampling: Holtzman et al., ICLR 2020; BLIP uses p = 0.9 (section 4.3).
+Nucleus sampling: Holtzman et al., ICLR 2020; BLIP uses p = 0.9 (section 4.3). What penalty, lengths and limits act on,
+and in what order, is as in transformers' generate, on which the official code relies; its lengths count [DEC] as well.
 """
 
 import hashlib
@@ -27,16 +28,23 @@ class GenerationConfig(Settings):
     method: Literal["nucleus", "beam", "greedy"] = setting("nucleus", "how the next token is chosen")
     p: float = setting(0.9, "nucleus: the smallest set of tokens with this probability is sampled from", gt=0, le=1)
     temperature: float = setting(1.0, "nucleus: divides the logits before sampling", gt=0, le=10)
-    top_k: int = setting(0, "nucleus: at most so many tokens are sampled from; 0 is no limit", ge=0)
+    top_k: int = setting(
+        0, "nucleus: the so many most probable tokens, and those equal to the last, are all that p sees; 0: any", ge=0
+    )
     beams: int = setting(3, "beam: how many texts are kept at each step", ge=1, le=32)
     max_length: int = setting(20, "longest caption in tokens, prompt counted, [DEC] and [SEP] not", ge=1, le=500)
-    min_length: int = setting(5, "shortest caption in tokens, prompt counted", ge=0, le=500)
-    repetition_penalty: float = setting(1.0, "above 1, tokens already in the caption become less likely", ge=1, le=10)
+    min_length: int = setting(5, "shortest caption in tokens, prompt counted, [DEC] and [SEP] not", ge=0, le=500)
+    repetition_penalty: float = setting(
+        1.0, "above 1, tokens already in prompt or caption become less likely", ge=1, le=10
+    )
     prompt: str = setting("", "text that every caption begins with; left out of the result")
 
 
 class Caption(NamedTuple):
-    """A decoded text without prompt and [SEP], and the mean log-probability of its tokens ([SEP] counted)."""
+    """A decoded text without prompt and [SEP], and the mean log-probability of its tokens ([SEP] counted).
+
+    The log-probability is the model's own, whatever penalties and limits were put on it.
+    """
 
     tokens: list[int]
     logprob: float
@@ -136,10 +144,10 @@ def _decode_rows(
     tokens = history = torch.tensor([prompt] * rows, device=device)
     given = len(prompt) - 1
     for step in range(config.max_length - given):
-        log_probabilities = F.log_softmax(decoder.step(tokens).float(), dim=-1)
-        scores = restrict(log_probabilities, history, step + given, end_id, config)
+        logits = decoder.step(tokens).float()
+        scores = restrict(logits, history, step + given, end_id, config)
         chosen = scores.argmax(dim=-1) if uniforms is None else nucleus(scores, uniforms[active, step], config)
-        picked = log_probabilities.gather(1, chosen[:, None]).squeeze(1)
+        picked = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
         for row, token, logprob in zip(active.tolist(), chosen.tolist(), picked.tolist(), strict=True):
             totals[row] += logprob
             lengths[row] += 1
@@ -156,12 +164,18 @@ def _decode_rows(
     return [Caption(text, total / max(1, length)) for text, total, length in zip(texts, totals, lengths, strict=True)]
 
 
-def restrict(log_probabilities: Tensor, history: Tensor, length: int, end_id: int, config: GenerationConfig) -> Tensor:
-    """Scores (R, V) after minimum length and repetition penalty (Keskar et al., 2019)."""
-    scores = log_probabilities
+def restrict(scores: Tensor, history: Tensor, length: int, end_id: int, config: GenerationConfig) -> Tensor:
+    """Scores (R, V) after repetition penalty (Keskar et al., 2019, for scores of either sign) and minimum length.
+
+    Args:
+        scores: logits where one token is chosen, log-probabilities where beams are compared.
+        history: (R, L), all tokens so far: [DEC], the prompt and what was generated count as said.
+        length: of the caption so far, prompt counted.
+    """
     if config.repetition_penalty != 1.0:
-        seen = scores.gather(1, history)
-        scores = scores.scatter(1, history, seen * config.repetition_penalty)
+        said = scores.gather(1, history)
+        rarer = torch.where(said < 0, said * config.repetition_penalty, said / config.repetition_penalty)
+        scores = scores.scatter(1, history, rarer)
     if length < config.min_length:
         scores = scores.clone()
         scores[:, end_id] = -torch.inf
@@ -169,28 +183,60 @@ def restrict(log_probabilities: Tensor, history: Tensor, length: int, end_id: in
 
 
 def nucleus(scores: Tensor, uniforms: Tensor, config: GenerationConfig) -> Tensor:
-    """One token a row (R,) from the smallest set of tokens that has probability p.
-
-    The set is ordered by falling probability (ties by token id), and the row's uniform number is looked up in its
-    cumulated probabilities.
-    """
-    probabilities = F.softmax(scores.double() / config.temperature, dim=-1)
-    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    kept = before < config.p
-    if config.top_k:
-        kept[:, config.top_k :] = False
-    cumulated = (ordered * kept).cumsum(dim=-1)
+    """One token a row (R,) of those that may be sampled, where the row's uniform number (R,) falls among them."""
+    probabilities, tokens = sampled_from(scores, config)
+    cumulated = probabilities.cumsum(dim=-1)
     wanted = uniforms.double()[:, None] * cumulated[:, -1:]
     places = torch.searchsorted(cumulated, wanted, right=True)
-    last = kept.sum(dim=-1, keepdim=True) - 1
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
     return tokens.gather(1, places.minimum(last)).squeeze(1)
+
+
+def sampled_from(scores: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """What may be sampled: the smallest set of tokens that has probability p among the `top_k` most probable.
+
+    Returns probabilities (R, K) float64, falling along the row (ties by token id) and zero outside of the set, and
+    their tokens (R, K). Temperature, top_k and p act in this order, p on what top_k leaves.
+    """
+    ordered, tokens = _in_order(scores, config.top_k)
+    probabilities = F.softmax(ordered.double() / config.temperature, dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    return probabilities * (before < config.p), tokens
+
+
+def _in_order(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Scores (R, K) in falling order and their tokens: all, or those not below the k-th; others are -inf."""
+    if not 0 < top_k < scores.shape[1]:
+        return scores.sort(dim=-1, descending=True, stable=True)
+    least = scores.topk(top_k, dim=-1).values[:, -1:]
+    # sorting so few is a hundred times faster than sorting a vocabulary
+    widest = int((scores >= least).sum(dim=-1).max())
+    tokens = scores.topk(widest, dim=-1).indices.sort(dim=-1).values
+    ordered, places = scores.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
+    return ordered.masked_fill(ordered < least, -torch.inf), tokens.gather(1, places)
+
+
+class _Candidates(NamedTuple):
+    """Continuations of a row's beams, the best first, (rows, K) each."""
+
+    scores: Tensor  # sums over the tokens so far, by which texts are compared
+    logprobs: Tensor  # sums of the model's own log-probabilities
+    parents: Tensor  # the beam that is continued
+    tokens: Tensor  # the token that continues it
+
+    def pick(self, places: Tensor) -> "_Candidates":
+        return _Candidates(*(part.gather(1, places) for part in self))
+
+
+class _Ended(NamedTuple):
+    score: float
+    caption: Caption
 
 
 def beam_search(
     decoder: NextToken, prompt: list[int], rows: int, end_id: int, config: GenerationConfig, device: torch.device
 ) -> list[Caption]:
-    """The most probable text a row among `beams` kept at each step, by mean log-probability of what was generated.
+    """The most probable text a row among `beams` kept at each step, by the mean score of what was generated.
 
     A row is done when `beams` texts have ended and no beam under way stands better than the worst of them.
     """
@@ -198,66 +244,66 @@ def beam_search(
     decoder.select(torch.arange(rows, device=device).repeat_interleave(beams))
     totals = torch.full((rows, beams), -torch.inf, device=device)
     totals[:, 0] = 0.0
-    history = torch.tensor([prompt] * (rows * beams), device=device)
-    tokens = history
+    logprobs = torch.zeros_like(totals)
+    tokens = history = torch.tensor([prompt] * (rows * beams), device=device)
     given = len(prompt) - 1
-    finished: list[list[Caption]] = [[] for _ in range(rows)]
+    ended: list[list[_Ended]] = [[] for _ in range(rows)]
     for step in range(config.max_length - given):
-        log_probabilities = F.log_softmax(decoder.step(tokens).float(), dim=-1)
-        scores = restrict(log_probabilities, history, step + given, end_id, config)
-        vocabulary = scores.shape[1]
-        candidates = (totals[:, :, None] + scores.view(rows, beams, vocabulary)).flatten(1)
-        best, places = candidates.topk(2 * beams, dim=1)
-        parents = places // vocabulary
-        chosen = places % vocabulary
-        totals, kept = _advance(finished, history, best, parents, chosen, end_id, len(prompt), beams)
-        order = (torch.arange(rows, device=device)[:, None] * beams + parents.gather(1, kept)).flatten()
-        tokens = chosen.gather(1, kept).flatten()[:, None]
+        predicted = F.log_softmax(decoder.step(tokens).float(), dim=-1)
+        scores = restrict(predicted, history, step + given, end_id, config)
+        found = _continuations(totals, logprobs, scores, predicted)
+        _put_aside(ended, history, found, end_id, len(prompt), beams)
+        kept = found.pick((found.tokens == end_id).to(torch.int8).argsort(dim=1, stable=True)[:, :beams])
+        totals, logprobs = kept.scores.masked_fill(kept.tokens == end_id, -torch.inf), kept.logprobs
+        order = (torch.arange(rows, device=device)[:, None] * beams + kept.parents).flatten()
+        tokens = kept.tokens.flatten()[:, None]
         decoder.select(order)
         history = torch.cat([history[order], tokens], dim=1)
-        done = _done(finished, totals, step + 1, beams)
-        if done.all():
-            break
+        done = _done(ended, totals, step + 1, beams)
         # a row that is done finds nothing more, however long the others take
         totals = totals.masked_fill(done[:, None], -torch.inf)
-    _finish(finished, history, totals, len(prompt), beams)
-    return [max(texts, key=lambda caption: caption.logprob) for texts in finished]
+        if done.all():
+            break
+    _cut(ended, history, totals, logprobs, len(prompt))
+    return [max(texts, key=lambda text: text.score).caption for texts in ended]
 
 
-def _advance(
-    finished: list[list[Caption]],
-    history: Tensor,
-    best: Tensor,
-    parents: Tensor,
-    chosen: Tensor,
-    end_id: int,
-    prompt_length: int,
-    beams: int,
-) -> tuple[Tensor, Tensor]:
-    """Puts texts that ended aside; returns the beams' totals (rows, beams) and their places among the candidates."""
-    ended = chosen == end_id
-    for row, place in ended.nonzero().tolist():
-        total = best[row, place].item()
-        if place < beams and total > -torch.inf:
-            text = history[row * beams + int(parents[row, place]), prompt_length:].tolist()
-            finished[row].append(Caption(text, total / (len(text) + 1)))
-            finished[row].sort(key=lambda caption: -caption.logprob)
-            del finished[row][beams:]
-    kept = ended.to(torch.int8).argsort(dim=1, stable=True)[:, :beams]
-    return best.gather(1, kept).masked_fill(ended.gather(1, kept), -torch.inf), kept
+def _continuations(totals: Tensor, logprobs: Tensor, scores: Tensor, predicted: Tensor) -> _Candidates:
+    """The best of each row, twice as many as beams, so that enough are left when every beam finds its end."""
+    rows, beams = totals.shape
+    vocabulary = scores.shape[1]
+    sums = (totals[:, :, None] + scores.view(rows, beams, vocabulary)).flatten(1)
+    best, places = sums.topk(2 * beams, dim=1)
+    parents = places // vocabulary
+    own = logprobs.gather(1, parents) + predicted.view(rows, beams * vocabulary).gather(1, places)
+    return _Candidates(best, own, parents, places % vocabulary)
 
 
-def _done(finished: list[list[Caption]], totals: Tensor, length: int, beams: int) -> Tensor:
+def _put_aside(
+    ended: list[list[_Ended]], history: Tensor, found: _Candidates, end_id: int, prompt_length: int, beams: int
+) -> None:
+    """Keeps the best `beams` texts that ended; one that did not stand among the best `beams` has lost."""
+    for row, place in (found.tokens[:, :beams] == end_id).nonzero().tolist():
+        total = found.scores[row, place].item()
+        if total > -torch.inf:
+            text = history[row * beams + int(found.parents[row, place]), prompt_length:].tolist()
+            length = len(text) + 1
+            caption = Caption(text, found.logprobs[row, place].item() / length)
+            ended[row].append(_Ended(total / length, caption))
+            ended[row].sort(key=lambda text: -text.score)
+            del ended[row][beams:]
+
+
+def _done(ended: list[list[_Ended]], totals: Tensor, length: int, beams: int) -> Tensor:
     hopes = (totals.max(dim=1).values / length).tolist()
-    done = [len(texts) >= beams and texts[-1].logprob >= hope for texts, hope in zip(finished, hopes, strict=True)]
+    done = [len(texts) >= beams and texts[-1].score >= hope for texts, hope in zip(ended, hopes, strict=True)]
     return torch.tensor(done, device=totals.device)
 
 
-def _finish(finished: list[list[Caption]], history: Tensor, totals: Tensor, prompt_length: int, beams: int) -> None:
-    for row, texts in enumerate(finished):
-        if len(texts) < beams:
-            for beam in range(beams):
-                total = totals[row, beam].item()
-                if total > -torch.inf:
-                    text = history[row * beams + beam, prompt_length:].tolist()
-                    texts.append(Caption(text, total / max(1, len(text))))
+def _cut(ended: list[list[_Ended]], history: Tensor, totals: Tensor, logprobs: Tensor, prompt_length: int) -> None:
+    """Counts what is still under way at the greatest length among the texts that ended."""
+    for row, beam in (totals > -torch.inf).nonzero().tolist():
+        text = history[row * totals.shape[1] + beam, prompt_length:].tolist()
+        length = max(1, len(text))
+        caption = Caption(text, logprobs[row, beam].item() / length)
+        ended[row].append(_Ended(totals[row, beam].item() / length, caption))

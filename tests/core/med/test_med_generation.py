@@ -159,10 +159,11 @@ def test_beams_that_are_done_do_not_wait_for_the_other_rows() -> None:
         (GenerationConfig(p=0.75), [1, 3, 0]),
         (GenerationConfig(p=0.7, top_k=0), [1, 3]),
         (GenerationConfig(p=1.0, top_k=2), [1, 3]),
+        (GenerationConfig(p=0.5, top_k=2), [1]),
         (GenerationConfig(p=0.01), [1]),
         (GenerationConfig(p=1.0, temperature=2.0), [0, 1, 2, 3, 4]),
     ],
-    ids=["all", "p", "p to the next", "top_k", "at least one", "temperature"],
+    ids=["all", "p", "p to the next", "top_k", "p of what top_k leaves", "at least one", "temperature"],
 )
 def test_tokens_are_drawn_from_the_nucleus_alone_and_as_often_as_they_should(
     config: GenerationConfig, allowed: list[int]
@@ -243,12 +244,13 @@ def test_captions_keep_to_the_lengths(method: str) -> None:
 
 
 def test_the_repetition_penalty_makes_seen_tokens_rarer() -> None:
-    scores = torch.tensor([[-1.0, -2.0, -3.0, -0.5]])
-    history = torch.tensor([[1, 3, 3]])
+    scores = torch.tensor([[-1.0, -2.0, -3.0, -0.5], [6.0, 3.0, -3.0, 0.0]])
+    history = torch.tensor([[1, 3, 3], [1, 2, 3]])
     config = GenerationConfig(repetition_penalty=1.5, min_length=4)
-    assert restrict(scores, history, 4, 0, config).tolist() == [[-1.0, -3.0, -3.0, -0.75]]
-    assert restrict(scores, history, 3, 0, config).tolist() == [[-math.inf, -3.0, -3.0, -0.75]]
-    assert scores.tolist() == [[-1.0, -2.0, -3.0, -0.5]]
+    rarer = [[-1.0, -3.0, -3.0, -0.75], [6.0, 2.0, -4.5, 0.0]]
+    assert restrict(scores, history, 4, 0, config).tolist() == rarer
+    assert restrict(scores, history, 3, 0, config).tolist() == [[-math.inf, *row[1:]] for row in rarer]
+    assert scores.tolist() == [[-1.0, -2.0, -3.0, -0.5], [6.0, 3.0, -3.0, 0.0]]
     loop = {text: [0.05, 0.6, 0.35] for n in range(4) for text in itertools.product((1, 2), repeat=n)}
     plain = GenerationConfig(min_length=0, max_length=3)
     varied = replace(plain, repetition_penalty=3.0)
