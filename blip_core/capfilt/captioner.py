@@ -22,9 +22,9 @@ class Captioner:
     digest: str
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device = "cpu") -> "Captioner":
-        """From a checkpoint folder. Raises CheckpointError as `load_med` does."""
-        loaded = load_med(folder, device)
+    def load(cls, source: str | Path, device: str | torch.device = "cpu") -> "Captioner":
+        """From any checkpoint with a text decoder that `load_med` reads. Raises CheckpointError as it does."""
+        loaded = load_med(source, device, face="decoder")
         return cls(loaded.med, loaded.tokenizer, loaded.digest)
 
     @torch.inference_mode()

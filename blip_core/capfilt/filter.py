@@ -30,18 +30,25 @@ class Filter:
     digest: str
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device = "cpu") -> "Filter":
-        """From a checkpoint folder. Raises CheckpointError as `load_med` does."""
-        loaded = load_med(folder, device)
+    def load(
+        cls,
+        source: str | Path,
+        device: str | torch.device = "cpu",
+        image_size: int | None = None,
+        tokenizer: str | Path | None = None,
+    ) -> "Filter":
+        """From any checkpoint with a text encoder that `load_med` reads. Raises CheckpointError as it does."""
+        loaded = load_med(source, device, image_size, tokenizer, face="encoder")
         return cls(loaded.med, loaded.tokenizer, loaded.digest)
 
     @torch.inference_mode()
-    def score(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[list[Score]]:
+    def score(self, images: Tensor, texts: Sequence[Sequence[str]], open_with_enc: bool = True) -> list[list[Score]]:
         """Scores of every text for its image, each image encoded once.
 
         Args:
             images: (B, 3, S, S), normalised.
             texts: for each image its texts, none of them empty.
+            open_with_enc: as in `MED.match`.
         """
         flat = [text for row in texts for text in row]
         if not flat:
@@ -51,7 +58,7 @@ class Filter:
         owner = torch.arange(len(texts), device=features.device).repeat_interleave(counts)
         ids, mask = (part.to(features.device) for part in self.tokenizer(flat))
         image = self.med.cross_keys(features)
-        itm = F.softmax(self.med.match(image.select(owner), ids, mask).float(), dim=1)[:, 1]
+        itm = F.softmax(self.med.match(image.select(owner), ids, mask, open_with_enc).float(), dim=1)[:, 1]
         itc = (self.med.project_image(features)[owner] * self.med.embed_text(ids, mask)).sum(dim=1)
         scores = iter([Score(*pair) for pair in zip(itm.tolist(), itc.tolist(), strict=True)])
         return [[next(scores) for _ in row] for row in texts]

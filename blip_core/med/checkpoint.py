@@ -1,23 +1,30 @@
 """Checkpoints: a folder of model.safetensors, config.json and the tokenizer. Loading is strict, and runs no code.
 
-The digest identifies the model by its weights and sizes; annotations record it.
+BLIP checkpoints of others are read as well (`foreign.py`). The digest identifies the model by its weights;
+annotations record it.
 """
 
-import hashlib
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from blip_core.errors import CheckpointError, ConfigError, WorkspaceError
 from blip_core.files import atomic_folder, read_json, write_json
-from blip_core.med.med import MED, Architecture, architecture_from, build_med
-from blip_core.med.tokenizer import Tokenizer
+from blip_core.med.foreign import EXPECTED, Stored, locate, read_release, read_transformers
+from blip_core.med.image_encoder import resize_positions
+from blip_core.med.med import MED, WITHOUT, Architecture, architecture_from, build_med
+from blip_core.med.text_transformer import FACES, Face
+from blip_core.med.tokenizer import FILES, Tokenizer, TokenizerConfig
+from blip_core.med.weights import read_weights, weights_digest
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = "capfilt"
+POSITIONS = "image_encoder.vit.pos_embed"
 
 
 class LoadedMED(NamedTuple):
@@ -41,63 +48,167 @@ def save_med(folder: Path, med: MED, architecture: Architecture, tokenizer: Toke
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in med.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
         tokenizer.save(temporary)
-        digest = _digest(temporary / WEIGHTS)
-        config = {"med": asdict(architecture), "vocabulary": len(tokenizer), "digest": digest, **origin}
-        write_json(temporary / CONFIG, config)
+        digest = weights_digest([temporary / WEIGHTS])
+        write_json(temporary / CONFIG, {**_description(architecture, med.faces, len(tokenizer), digest), **origin})
     return digest
 
 
-def load_med(folder: Path, device: str | torch.device = "cpu") -> LoadedMED:
-    """Reads a checkpoint.
+def load_med(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
+    tokenizer: str | Path | None = None,
+    face: Face | None = None,
+) -> LoadedMED:
+    """Reads a checkpoint: of this project, of transformers' BLIP, or of the original release.
 
-    Raises CheckpointError, naming the file and the keys, where the folder or a file is missing, the weights are
-    torn, or their names or shapes are not those of the recorded sizes.
+    Args:
+        source: a folder; a .pth file of the release; or a name on the hub, whose files are fetched.
+        image_size: side of the images to come, in pixels; positions are interpolated to it. None: the checkpoint's.
+        tokenizer: a folder or name that replaces the checkpoint's own; the release's files have none, and are read
+            with bert-base-uncased if nothing else is given.
+        face: what the model is needed for.
+
+    Raises CheckpointError, naming the file and the keys, where something is missing, torn, unknown, of another size or
+    another model, and where the face is not there; ConfigError for an image size that the patches do not divide.
     """
-    config = read_checkpoint_config(folder)
-    try:
-        architecture = architecture_from(config["med"])
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: does not describe a MED ({error})") from error
-    tokenizer = Tokenizer.load(folder)
-    med = build_med(architecture, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id)
-    weights = _read_weights(folder / WEIGHTS)
-    _check_shapes(folder / WEIGHTS, weights, med)
-    med.load_state_dict(weights)
-    return LoadedMED(med.to(device).eval(), tokenizer, config["digest"], architecture, config)
+    stored, config = _read(source)
+    if face is not None and face not in stored.faces:
+        raise CheckpointError(f"checkpoint {source}: has no text {face}; it can {WITHOUT[face]}")
+    architecture = _resized(stored.architecture, image_size)
+    words = _tokenizer(source, stored, tokenizer)
+    with torch.device("meta"):
+        med = build_med(architecture, stored.vocabulary, words.encode_id, words.decode_id, stored.faces)
+    med.load_state_dict(_fitting(stored, med), assign=True)
+    return LoadedMED(med.to(device).eval(), words, stored.digest, architecture, config)
 
 
-def read_checkpoint_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint. Raises CheckpointError where there is none, or one that describes no MED."""
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"checkpoint {folder}: not found; expected a folder with {WEIGHTS} and {CONFIG}")
+def read_checkpoint_config(source: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: med (sizes), faces, vocabulary, digest; config.json of one of this project.
+
+    Raises CheckpointError where there is none, or one that describes no MED.
+    """
+    path = locate(source)
+    own = _own_config(path)
+    return own if own is not None else _read_foreign(path)[1]
+
+
+def _description(architecture: Architecture, faces: tuple[Face, ...], vocabulary: int, digest: str) -> dict[str, Any]:
+    return {"med": asdict(architecture), "faces": list(faces), "vocabulary": vocabulary, "digest": digest}
+
+
+def _read(source: str | Path) -> tuple[Stored, dict[str, Any]]:
+    path = locate(source)
+    config = _own_config(path)
+    return _read_foreign(path) if config is None else (_read_own(path, config), config)
+
+
+def _own_config(path: Path) -> dict[str, Any] | None:
+    """config.json of a checkpoint of this project; None for what others wrote."""
+    if path.is_file():
+        return None
+    values = _config_values(path)
+    if values.get("model_type") == "blip":
+        return None
+    if "model_type" in values:
+        raise CheckpointError(f"{path / CONFIG}: a model of type {values['model_type']!r}; {EXPECTED}")
+    if missing := {"med", "faces", "vocabulary", "digest"} - values.keys():
+        raise CheckpointError(f"{path / CONFIG}: does not describe a MED; it has no {', '.join(sorted(missing))}")
+    if not (path / WEIGHTS).is_file():
+        raise CheckpointError(f"checkpoint {path}: no {WEIGHTS}; expected it beside {CONFIG}")
+    return values
+
+
+def _config_values(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"checkpoint {folder}: no {CONFIG}; expected a folder with {CONFIG} and {WEIGHTS}")
     try:
-        config = read_json(folder / CONFIG)
+        values = read_json(folder / CONFIG)
     except WorkspaceError as error:
         raise CheckpointError(str(error)) from error
-    if not isinstance(config, dict) or not {"med", "digest"} <= config.keys():
-        raise CheckpointError(f"{folder / CONFIG}: does not describe a MED; it must be an object with med and digest")
-    return config
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / CONFIG}: does not describe a MED; it must be an object")
+    return values
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _read_own(folder: Path, config: dict[str, Any]) -> Stored:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+        architecture = architecture_from(config["med"])
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: does not describe a MED ({error})") from error
+    faces = tuple(face for face in FACES if face in config["faces"])
+    if not faces:
+        raise CheckpointError(f"{folder / CONFIG}: faces is {config['faces']}; expected some of {', '.join(FACES)}")
+    return Stored(
+        origin=folder / WEIGHTS,
+        format=FORMAT,
+        architecture=architecture,
+        faces=faces,
+        vocabulary=config["vocabulary"],
+        weights={name: (name, tensor) for name, tensor in read_weights([folder / WEIGHTS]).items()},
+        digest=config["digest"],
+        tokenizer=folder,
+        tokens={},
+    )
 
 
-def _check_shapes(path: Path, weights: dict[str, torch.Tensor], med: MED) -> None:
+def _read_foreign(path: Path) -> tuple[Stored, dict[str, Any]]:
+    stored = read_release(path) if path.is_file() else read_transformers(path, _config_values(path))
+    description = _description(stored.architecture, stored.faces, stored.vocabulary, stored.digest)
+    return stored, {**description, "format": stored.format}
+
+
+def _resized(architecture: Architecture, image_size: int | None) -> Architecture:
+    if image_size is None:
+        return architecture
+    if image_size < 1 or image_size % architecture.patch_size:
+        raise ConfigError(f"image size {image_size}: must be a multiple of the patch size {architecture.patch_size}")
+    return replace(architecture, image_size=image_size)
+
+
+def _tokenizer(source: str | Path, stored: Stored, given: str | Path | None) -> Tokenizer:
+    """The checkpoint's tokenizer, or the given one, if the model has its words."""
+    wanted = given or stored.tokenizer
+    if wanted is None:
+        raise CheckpointError(
+            f"checkpoint {source}: has no {' or '.join(FILES)}; expected one of them there, or a tokenizer to be named "
+            "(that of the published BLIP models is bert-base-uncased)"
+        )
+    words = Tokenizer.load(wanted)
+    if stored.format != FORMAT and words.max_tokens >= stored.weights["text.positions.weight"][1].shape[0]:
+        # BERT's own limit, which says nothing of captions
+        words = Tokenizer.load(wanted, TokenizerConfig().max_tokens)
+    if len(words) != stored.vocabulary:
+        lacked = f", with {' and '.join(words.added)}, which it lacked" if words.added else ""
+        raise CheckpointError(
+            f"tokenizer {wanted}: {len(words)} words{lacked}; expected the {stored.vocabulary} of the model in {source}"
+        )
+    for token, expected in stored.tokens.items():
+        if (found := words.pieces.convert_tokens_to_ids(token)) != expected:
+            raise CheckpointError(f"tokenizer {wanted}: {token} is token {found}; in the model of {source} {expected}")
+    return words
+
+
+def _fitting(stored: Stored, med: MED) -> dict[str, Tensor]:
+    """The weights as the model takes them: whole, of its shapes, in float32, positions of its image size."""
     expected = {name: tuple(tensor.shape) for name, tensor in med.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if missing := sorted(expected.keys() - found.keys()):
-        raise CheckpointError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        raise CheckpointError(f"{path}: {len(unexpected)} weights are unknown, the first is {unexpected[0]}")
+    side = stored.architecture.image_size // stored.architecture.patch_size
+    expected[POSITIONS] = (1, 1 + side**2, stored.architecture.image_width)
+    _check_shapes(stored, expected)
+    # copies: what was read is mapped from the file
+    weights = {name: tensor.to(torch.float32, copy=True) for name, (_, tensor) in stored.weights.items()}
+    wanted = med.image_size // stored.architecture.patch_size
+    return {**weights, POSITIONS: resize_positions(weights[POSITIONS], wanted)}
+
+
+def _check_shapes(stored: Stored, expected: Mapping[str, tuple[int, ...]]) -> None:
+    if missing := sorted(expected.keys() - stored.weights.keys()):
+        raise CheckpointError(f"{stored.origin}: {len(missing)} weights are missing, the first is {missing[0]}")
+    if unknown := sorted(stored.weights.keys() - expected.keys()):
+        raise CheckpointError(f"{stored.origin}: {len(unknown)} weights are unknown, the first is {unknown[0]}")
     for name, shape in expected.items():
-        if found[name] != shape:
-            raise CheckpointError(f"{path}: {name} has shape {found[name]}; {CONFIG} promises {shape}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()[:16]
+        theirs, tensor = stored.weights[name]
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{stored.origin}: {theirs} has shape {tuple(tensor.shape)}; expected {shape}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{stored.origin}: {theirs} holds {tensor.dtype}; expected floating-point numbers")

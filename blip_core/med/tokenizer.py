@@ -23,6 +23,7 @@ from blip_core.settings import Settings, setting
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DECODE, ENCODE = "[DEC]", "[ENC]"
+FILES = ("tokenizer.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,13 @@ class TokenBatch(NamedTuple):
 
 
 class Tokenizer:
-    """WordPiece over cleaned captions; every text becomes [CLS] pieces [SEP]."""
+    """WordPiece over cleaned captions; every text becomes [CLS] pieces [SEP].
+
+    [DEC] and [ENC] are added, behind all words, where they are not known yet; `added` names those.
+    """
 
     def __init__(self, pieces: PreTrainedTokenizerFast) -> None:
+        self.added = [token for token in (DECODE, ENCODE) if token not in pieces.get_vocab()]
         pieces.add_special_tokens({"bos_token": DECODE, "additional_special_tokens": [ENCODE]})
         self.pieces = pieces
         self.pad_id = self._id(PAD)
@@ -104,6 +109,9 @@ class Tokenizer:
         Args:
             max_tokens: replaces the limit that was saved with it.
         """
+        if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in FILES):
+            # without its files, some classes of transformers make a tokenizer of no words
+            raise CheckpointError(f"tokenizer {source}: the folder has neither {' nor '.join(FILES)}")
         try:
             pieces: Any = AutoTokenizer.from_pretrained(str(source))
         except (OSError, ValueError) as error:

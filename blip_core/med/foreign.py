@@ -1,0 +1,263 @@
+"""BLIP checkpoints of others: transformers' folders, here or on the hub, and the original release's files.
+
+What comes out are weights under our names and the sizes that they have. The faces are those whose weights are there:
+a captioning checkpoint has the decoder, a retrieval or ITM one the encoder, a pre-trained one both.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from torch import Tensor
+from transformers import BlipConfig
+
+from blip_core.errors import CheckpointError
+from blip_core.med.med import INITIAL_TEMPERATURE, PRESETS, Architecture
+from blip_core.med.names import NameTable, to_ours
+from blip_core.med.release_names import RELEASE
+from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Face
+from blip_core.med.tokenizer import DECODE, ENCODE, END, FILES
+from blip_core.med.transformers_names import TRANSFORMERS
+from blip_core.med.weights import find_weights, read_weights, weights_digest
+
+RELEASE_TOKENIZER = "bert-base-uncased"
+RELEASE_HEAD_WIDTH = 64  # of ViT-B, ViT-L and BERT-base; the files do not record the number of heads
+LARGE_WIDTH = 1024
+LARGE_DROP_PATH = 0.1  # the official code trains ViT-L with it always, ViT-B without
+DROPOUT = 0.1
+POSITIONS = 512
+
+EXPECTED = (
+    "expected a checkpoint folder of this project or of transformers' BLIP, a .pth file of the original release, or a "
+    "name on the hub such as Salesforce/blip-image-captioning-base"
+)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
+HUB_SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+HUB_TORCH = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+# the second is what the library beneath raises: its name differs between versions
+HUB_ERRORS = (OSError, ValueError, cast(type[Exception], HfHubHTTPError.__base__))
+
+
+class Stored(NamedTuple):
+    """A checkpoint on disk.
+
+    Attributes:
+        origin: where the weights lie, for messages.
+        format: what wrote it, in words.
+        weights: by our names; each with the name that it has there, for messages.
+        tokenizer: a folder with one, or a name; None where the checkpoint brings none.
+        tokens: ids of special tokens that the tokenizer must agree with.
+    """
+
+    origin: Path
+    format: str
+    architecture: Architecture
+    faces: tuple[Face, ...]
+    vocabulary: int
+    weights: dict[str, tuple[str, Tensor]]
+    digest: str
+    tokenizer: str | Path | None
+    tokens: dict[str, int]
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a checkpoint's source is to be looked for on the hub: owner/name, and nothing of that name is here."""
+    return bool(HUB_NAME.fullmatch(source)) and not Path(source).exists()
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder or file of a source, fetched from the hub if need be: the files that are needed, no others.
+
+    Raises CheckpointError where there is no such thing, or no network.
+    """
+    if is_hub_name(str(source)):
+        return _fetch(str(source))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path}: not found; {EXPECTED}")
+    return path
+
+
+def _fetch(name: str) -> Path:
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_SAFETENSORS]))
+        if not find_weights(folder):
+            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_TORCH]))
+    except HUB_ERRORS as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {name}: no folder or file here, and not to be had from the hub ({reason}); "
+            "where there is no network, give the path of a folder that holds the model's files"
+        ) from error
+    return folder
+
+
+def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:
+    """A folder of BlipForConditionalGeneration or BlipForImageTextRetrieval, whose config.json holds `values`."""
+    kind = next(iter(values.get("architectures") or ()), "")
+    if kind in ("BlipForQuestionAnswering", "BlipModel"):
+        raise CheckpointError(
+            f"{folder}: a {kind}, which has no counterpart here (BLIP's question answering is not supported, and "
+            "BlipModel is no model of BLIP's); expected BlipForConditionalGeneration or BlipForImageTextRetrieval"
+        )
+    config = _blip_config(folder / "config.json", values)
+    architecture = _architecture(folder / "config.json", config)
+    files = find_weights(folder)
+    if not files:
+        raise CheckpointError(f"checkpoint {folder}: no weights; expected model.safetensors or pytorch_model.bin")
+    weights = read_weights(files)
+    origin = files[0] if len(files) == 1 else folder
+    faces = _known_faces(origin, weights, TRANSFORMERS)
+    depths = (architecture.image_depth, architecture.text_depth)
+    return Stored(
+        origin=origin,
+        format=f"transformers' {kind or 'BLIP'}",
+        architecture=architecture,
+        faces=faces,
+        vocabulary=config.text_config.vocab_size,
+        weights=_with_temperature(to_ours(origin, weights, TRANSFORMERS, faces, depths), faces),
+        digest=weights_digest(files),
+        tokenizer=folder if any((folder / name).is_file() for name in FILES) else None,
+        tokens={DECODE: config.text_config.bos_token_id, END: config.text_config.sep_token_id},
+    )
+
+
+def _blip_config(path: Path, values: Mapping[str, Any]) -> Any:
+    try:
+        return BlipConfig.from_dict(dict(values))
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: does not describe a BLIP ({' '.join(str(error).split())})") from error
+
+
+def _architecture(path: Path, config: Any) -> Architecture:
+    """The sizes of a BlipConfig. Raises CheckpointError, naming the key, for what a MED cannot be."""
+    vision, text = config.vision_config, config.text_config
+    facts: list[tuple[str, object, tuple[object, ...]]] = [
+        ("vision_config.hidden_act", vision.hidden_act, ("gelu",)),
+        # 1e-5 is transformers' default; the published weights were trained with 1e-6
+        ("vision_config.layer_norm_eps", vision.layer_norm_eps, (1e-6, 1e-5)),
+        ("vision_config.intermediate_size", vision.intermediate_size, (4 * vision.hidden_size,)),
+        ("text_config.hidden_act", text.hidden_act, ("gelu",)),
+        ("text_config.layer_norm_eps", text.layer_norm_eps, (LAYER_NORM_EPSILON,)),
+        ("text_config.intermediate_size", text.intermediate_size, (4 * text.hidden_size,)),
+        ("text_config.max_position_embeddings", text.max_position_embeddings, (POSITIONS,)),
+    ]
+    for key, found, allowed in facts:
+        if found not in allowed:
+            raise CheckpointError(f"{path}: {key} is {found}, expected {' or '.join(map(str, allowed))}")
+    for key, part in (("vision_config", vision), ("text_config", text)):
+        if part.num_attention_heads < 1 or part.hidden_size % part.num_attention_heads:
+            raise CheckpointError(
+                f"{path}: {key}.hidden_size {part.hidden_size} must be a multiple of "
+                f"num_attention_heads {part.num_attention_heads}"
+            )
+    if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+        raise CheckpointError(
+            f"{path}: vision_config.image_size {vision.image_size} and patch_size {vision.patch_size} must be numbers"
+        )
+    return _sized(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        image_width=vision.hidden_size,
+        image_depth=vision.num_hidden_layers,
+        image_heads=vision.num_attention_heads,
+        text_width=text.hidden_size,
+        text_depth=text.num_hidden_layers,
+        text_heads=text.num_attention_heads,
+        projection=config.image_text_hidden_size,
+    )
+
+
+def read_release(path: Path) -> Stored:
+    """A file of the original release: pre-trained, captioning, retrieval or ITM. The sizes are those of its weights."""
+    weights = read_weights([path])
+    faces = _known_faces(path, weights, RELEASE)
+    ours = to_ours(path, weights, RELEASE, faces)
+    architecture = _release_architecture(path, ours, RELEASE.depths(weights, faces))
+    vocabulary = len(ours["text.words.weight"][1])
+    kinds = {("encoder",): "retrieval or ITM", ("decoder",): "captioning", ("encoder", "decoder"): "pre-trained"}
+    return Stored(
+        origin=path,
+        format=f"the original release ({kinds[faces]})",
+        architecture=architecture,
+        faces=faces,
+        vocabulary=vocabulary,
+        weights=_with_temperature(ours, faces),
+        digest=weights_digest([path]),
+        tokenizer=RELEASE_TOKENIZER,
+        tokens={DECODE: vocabulary - 2, ENCODE: vocabulary - 1},
+    )
+
+
+def _release_architecture(
+    path: Path, weights: Mapping[str, tuple[str, Tensor]], depths: tuple[int, int]
+) -> Architecture:
+    def shape(ours: str, axes: int) -> tuple[int, ...]:
+        name, tensor = weights[ours]
+        if tensor.dim() != axes:
+            raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected one of {axes} axes")
+        return tuple(tensor.shape)
+
+    def heads(width: int) -> int:
+        if width % RELEASE_HEAD_WIDTH:
+            raise CheckpointError(
+                f"{path}: a width of {width}; expected a multiple of {RELEASE_HEAD_WIDTH}, the width of a head in "
+                "every model of the release"
+            )
+        return width // RELEASE_HEAD_WIDTH
+
+    image_width, _, patch, _ = shape("image_encoder.vit.patch_embed.proj.weight", 4)
+    positions, text_width = shape("image_encoder.vit.pos_embed", 3)[1], shape("text.words.weight", 2)[1]
+    side = math.isqrt(positions - 1)
+    if positions != 1 + side**2:
+        raise CheckpointError(f"{path}: {positions} image positions; expected those of [CLS] and a square of patches")
+    projected = "image_projection.weight"
+    return _sized(
+        image_size=side * patch,
+        patch_size=patch,
+        image_width=image_width,
+        image_depth=depths[0],
+        image_heads=heads(image_width),
+        text_width=text_width,
+        text_depth=depths[1],
+        text_heads=heads(text_width),
+        projection=shape(projected, 2)[0] if projected in weights else PRESETS["base"].projection,
+    )
+
+
+def _with_temperature(weights: dict[str, tuple[str, Tensor]], faces: tuple[Face, ...]) -> dict[str, tuple[str, Tensor]]:
+    """With ITC's temperature in our shape; where a checkpoint with an encoder has none, with the initial one."""
+    if "encoder" not in faces:
+        return weights
+    name, temperature = weights.get("temperature", ("temp", torch.tensor(INITIAL_TEMPERATURE)))
+    return {**weights, "temperature": (name, temperature.reshape(-1))}
+
+
+def _sized(**sizes: int) -> Architecture:
+    """With the dropouts of the official code, which the checkpoints of others do not record."""
+    drop_path = LARGE_DROP_PATH if sizes["image_width"] == LARGE_WIDTH else 0.0
+    return Architecture(**sizes, drop_path=drop_path, dropout=DROPOUT)
+
+
+def _known_faces(origin: Path, names: Collection[str], table: NameTable) -> tuple[Face, ...]:
+    """The faces of a checkpoint. Raises CheckpointError for BLIP's models that a MED is not, and for all others."""
+    faces = table.found_faces(names)
+    if any(name.startswith("cls_head.") or ".crossattention.self0." in name for name in names):
+        raise CheckpointError(f"{origin}: an NLVR2 checkpoint, which has two cross-attentions; that is not supported")
+    if faces == ("encoder", "decoder") and not any(name.startswith("itm_head.") for name in names):
+        raise CheckpointError(
+            f"{origin}: a VQA checkpoint, whose text encoder and decoder are not tied; that is not supported"
+        )
+    if not faces:
+        example = f", such as {min(names)}" if names else ""
+        raise CheckpointError(
+            f"{origin}: {len(names)} weights{example}, none of a BLIP; expected those below "
+            f"{' or '.join(f'{root}.' for root in table.roots.values())}"
+        )
+    return faces
