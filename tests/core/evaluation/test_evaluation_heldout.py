@@ -2,7 +2,9 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,15 +102,53 @@ def test_retrieval_is_that_of_scoring_every_pair_alone(checkpoint: Path, held_ou
         assert found["text_to_image"][f"r{k}"] == pytest.approx(from_texts)
 
 
+def official_recalls(itc: np.ndarray, itm: np.ndarray, owners: list[int], k_test: int) -> dict[str, dict[str, float]]:
+    """The official evaluation: -100 for what is not among the k_test best by ITC (train_retrieval.py, `itm_eval`)."""
+
+    def ranked(sims: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        scores = np.full(sims.shape, -100.0)
+        best = np.argsort(sims)[::-1][:k_test]
+        scores[best] = logits[best] + sims[best]
+        return np.argsort(scores)[::-1]
+
+    images, texts = itc.shape
+    text_ranks = [
+        min(int(np.where(ranked(itc[i], itm[i]) == t)[0][0]) for t in range(texts) if owners[t] == i)
+        for i in range(images)
+    ]
+    image_ranks = [int(np.where(ranked(itc[:, t], itm[:, t]) == owners[t])[0][0]) for t in range(texts)]
+    return {
+        way: {f"r{k}": float(np.mean(np.array(ranks) < k)) for k in (1, 5, 10)}
+        for way, ranks in (("image_to_text", text_ranks), ("text_to_image", image_ranks))
+    }
+
+
+@pytest.mark.parametrize("k_test", [10, 12])
+def test_recalls_are_those_of_the_official_score_matrix(checkpoint: Path, held_out: PairTable, k_test: int) -> None:
+    itc, itm, owners = scores_one_at_a_time(checkpoint, held_out)
+    found = evaluate_checkpoint(checkpoint, held_out, EvaluationConfig(rerank=k_test))["retrieval"]
+    for way, recalls in official_recalls(itc.numpy(), itm.numpy(), owners, k_test).items():
+        assert found[way] == pytest.approx(recalls)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_length": 8, "min_length": 2},  # the default
+        {"max_length": 9, "min_length": 4, "repetition_penalty": 1.3, "prompt": "a thing that"},
+    ],
+    ids=["plain", "prompt and penalty"],
+)
 def test_captions_and_examples_are_what_the_decoder_gives_for_each_image_alone(
-    checkpoint: Path, held_out: PairTable, beams: int
+    checkpoint: Path, held_out: PairTable, beams: int, settings: dict[str, Any]
 ) -> None:
-    config = EvaluationConfig(beam_size=beams, max_length=8, batch_size=5, examples=4)
+    assert EvaluationConfig().min_length == 2
+    config = EvaluationConfig(beam_size=beams, batch_size=5, examples=4, **settings)
     found = evaluate_checkpoint(checkpoint, held_out, config)
     loaded = load_med(checkpoint)
     view = eval_transform(loaded.med.image_size)
-    generation = GenerationConfig(method="beam" if beams > 1 else "greedy", beams=beams, max_length=8, min_length=2)
+    generation = GenerationConfig(method="beam" if beams > 1 else "greedy", beams=beams, **settings)
     pairs = list(iterate_pairs(held_out))
     with torch.inference_mode():
         features = [loaded.med.encode_image(view(decode_image(pair.image))[None]) for pair in pairs]
