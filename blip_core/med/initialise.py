@@ -17,16 +17,18 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
 from blip_core.errors import CheckpointError
+from blip_core.med.bert_names import BERT
 from blip_core.med.image_encoder import ImageEncoder, resize_positions
 from blip_core.med.med import MED, MEDConfig
-from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Attention, TextTransformer
+from blip_core.med.names import to_ours
+from blip_core.med.text_transformer import FACES, LAYER_NORM_EPSILON, Attention, TextTransformer
+from blip_core.med.weights import read_torch, read_weights
 
 Weights = dict[str, Tensor]
 
@@ -44,34 +46,6 @@ TEXT_FACTS = (
     "LayerNorm's epsilon",
     "the number of positions",
     "the number of words, [DEC] and [ENC] not counted (tokenizer.source)",
-)
-
-BERT_EMBEDDINGS = {
-    "words": "bert.embeddings.word_embeddings",
-    "positions": "bert.embeddings.position_embeddings",
-    "norm": "bert.embeddings.LayerNorm",
-}
-BERT_ATTENTION = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "output": "attention.output.dense",
-    "norm": "attention.output.LayerNorm",
-}
-BERT_FEED_FORWARD = {"expand": "intermediate.dense", "contract": "output.dense", "norm": "output.LayerNorm"}
-BERT_HEAD = {
-    "head_transform": "cls.predictions.transform.dense",
-    "head_norm": "cls.predictions.transform.LayerNorm",
-    "head_bias": "cls.predictions.bias",
-}
-# BLIP's text transformer has no token types; pooler and next-sentence head belong to objectives of BERT's own
-BERT_LEFT_OUT = (
-    "bert.embeddings.token_type_embeddings",
-    "bert.embeddings.position_ids",
-    "bert.pooler.dense",
-    "cls.seq_relationship",
-    # the word embeddings and the head's bias again
-    "cls.predictions.decoder",
 )
 
 
@@ -119,30 +93,13 @@ def load_text_weights(text: TextTransformer, source: str) -> None:
 
     Raises CheckpointError where it cannot be read, has other sizes, or is another kind of model.
     """
-    weights = _read_bert(source, text)
-    names = {name: theirs for name, _ in text.named_parameters() if (theirs := _bert_name(name))}
-    left_out = BERT_LEFT_OUT if "decoder" in text.faces else (*BERT_LEFT_OUT, "cls.predictions")
-    extra = sorted(name for name in weights.keys() - set(names.values()) if not name.startswith(left_out))
-    if extra:
-        raise CheckpointError(f"text weights {source}: {len(extra)} weights are unknown, the first is {extra[0]}")
+    found = to_ours(f"text weights {source}", _read_bert(source, text), BERT, FACES)
+    own = dict(text.named_parameters(prefix="text"))
     with torch.no_grad():
-        for name, theirs in names.items():
+        for name in found.keys() & own.keys():
+            _, tensor = found[name]
             # the vocabulary's last rows, [DEC] and [ENC], are not BERT's
-            text.get_parameter(name)[: len(weights[theirs])] = weights[theirs]
-
-
-def _bert_name(name: str) -> str | None:
-    """BERT's name for a weight of the text transformer; None where BERT has none (cross-attention)."""
-    if name == "head_bias":
-        return BERT_HEAD[name]
-    stem, _, kind = name.rpartition(".")
-    if stem in BERT_EMBEDDINGS or stem in BERT_HEAD:
-        return f"{(BERT_EMBEDDINGS | BERT_HEAD)[stem]}.{kind}"
-    _, number, part, *inner = stem.split(".")
-    if part == "cross_attention":
-        return None
-    names = BERT_ATTENTION if part == "self_attention" else BERT_FEED_FORWARD
-    return f"bert.encoder.layer.{number}.{names[inner[-1]]}.{kind}"
+            own[name][: len(tensor)] = tensor
 
 
 def _read_timm(name: str, vit: VisionTransformer) -> Weights:
@@ -170,20 +127,12 @@ def _vit_facts(vit: VisionTransformer) -> dict[str, object]:
 
 
 def _read_file(path: Path) -> Weights:
-    """The state dict of a safetensors file, or of a torch file without pickled code, bare or as timm nests it."""
+    """The state dict of a safetensors file, or of a torch file, bare or as those who train ViTs nest it."""
     if not path.is_file():
         raise CheckpointError(f"image weights {path}: not found; expected a local file, or the name of a ViT of timm")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise CheckpointError(
-            f"image weights {path}: not a torch file, or one that holds code, which is not run "
-            f"({_first_line(error)}); expected tensors alone"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"image weights {path}: torn, or not a checkpoint ({_first_line(error)})") from error
+    if path.suffix == ".safetensors":
+        return read_weights([path])
+    saved = read_torch(path)
     for key in ("model", "state_dict"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]

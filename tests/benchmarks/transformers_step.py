@@ -7,7 +7,6 @@ encoder has the decoder's weights but for self-attention, as the official code t
 """
 
 import copy
-import re
 
 import torch
 import torch.nn.functional as F
@@ -16,36 +15,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 
 from blip_core.med.lm import LABEL_SMOOTHING
 from blip_core.med.med import MED, TEMPERATURE_RANGE, Architecture
-
-# our names, and theirs in this module
-NAMES = (
-    (r"^image_encoder\.vit\.cls_token$", "vision_model.embeddings.class_embedding"),
-    (r"^image_encoder\.vit\.pos_embed$", "vision_model.embeddings.position_embedding"),
-    (r"^image_encoder\.vit\.patch_embed\.proj", "vision_model.embeddings.patch_embedding"),
-    (r"^image_encoder\.vit\.norm\.", "vision_model.post_layernorm."),
-    (r"^image_encoder\.vit\.blocks\.(\d+)\.norm", r"vision_model.encoder.layers.\1.layer_norm"),
-    (r"^image_encoder\.vit\.blocks\.(\d+)\.attn\.qkv", r"vision_model.encoder.layers.\1.self_attn.qkv"),
-    (r"^image_encoder\.vit\.blocks\.(\d+)\.attn\.proj", r"vision_model.encoder.layers.\1.self_attn.projection"),
-    (r"^image_encoder\.vit\.blocks\.(\d+)\.mlp", r"vision_model.encoder.layers.\1.mlp"),
-    (r"^text\.words", "text_decoder.bert.embeddings.word_embeddings"),
-    (r"^text\.positions", "text_decoder.bert.embeddings.position_embeddings"),
-    (r"^text\.norm", "text_decoder.bert.embeddings.LayerNorm"),
-    (r"^text\.head_transform", "text_decoder.cls.predictions.transform.dense"),
-    (r"^text\.head_norm", "text_decoder.cls.predictions.transform.LayerNorm"),
-    (r"^text\.head_bias$", "text_decoder.cls.predictions.bias"),
-    (r"^text\.layers\.(\d+)\.self_attention\.encoder\.", r"text_encoder.encoder.layer.\1.attention."),
-    (r"^text\.layers\.(\d+)\.self_attention\.decoder\.", r"text_decoder.bert.encoder.layer.\1.attention."),
-    (r"^text\.layers\.(\d+)\.cross_attention\.", r"text_decoder.bert.encoder.layer.\1.crossattention."),
-    (r"attention\.(query|key|value)\.", r"attention.self.\1."),
-    (r"attention\.output\.", "attention.output.dense."),
-    (r"attention\.norm\.", "attention.output.LayerNorm."),
-    (r"^text\.layers\.(\d+)\.feed_forward\.expand", r"text_decoder.bert.encoder.layer.\1.intermediate.dense"),
-    (r"^text\.layers\.(\d+)\.feed_forward\.contract", r"text_decoder.bert.encoder.layer.\1.output.dense"),
-    (r"^text\.layers\.(\d+)\.feed_forward\.norm", r"text_decoder.bert.encoder.layer.\1.output.LayerNorm"),
-    (r"^image_projection", "vision_proj"),
-    (r"^text_projection", "text_proj"),
-    (r"^temperature$", "temp"),
-)
+from blip_core.med.transformers_names import TRANSFORMERS
 
 
 class TransformersPretraining(nn.Module):
@@ -81,15 +51,11 @@ class TransformersPretraining(nn.Module):
         self.pointer = 0
 
     def _take_weights(self, med: MED) -> None:
-        weights = {}
-        for name, tensor in med.state_dict().items():
-            for ours, theirs in NAMES:
-                name = re.sub(ours, theirs, name)
-            weights[name] = tensor
+        ours = med.state_dict()
+        names = TRANSFORMERS.pairs(med.faces, len(med.image_encoder.vit.blocks), len(med.text.layers))
+        weights = {theirs: ours[name] for name, theirs in names} | {"temp": ours["temperature"]}
         report = self.load_state_dict(weights, strict=False)
-        # what is missing is tied to what was given
-        tied = ("text_encoder.", "text_decoder.cls.predictions.decoder.")
-        if report.unexpected_keys or not all(name.startswith(tied) for name in report.missing_keys):
+        if report.unexpected_keys or report.missing_keys:
             raise ValueError(f"weights do not match: {report}")
 
     @torch.no_grad()
