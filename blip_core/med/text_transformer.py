@@ -170,7 +170,9 @@ class TextLayer(nn.Module):
         """Keys and values of image features (B, N, image width), for this layer's cross-attention."""
         if self.cross_attention is None:
             raise ValueError("this text transformer has no cross-attention; it was built with image_width=None")
-        return self.cross_attention.keys_values(image_features)
+        keys, values = self.cross_attention.keys_values(image_features)
+        # they are read many times, by every text; and FSDP2 wants no views of what it gathered
+        return keys.contiguous(), values.contiguous()
 
     def _attention(self, face: Face) -> Attention:
         return cast(Attention, self.self_attention[face])

@@ -4,12 +4,13 @@ Checkpointed and compiled as configured first, both in place, so that no weight 
 out whole, whatever the layout, so that a training may go on with another number of processes.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -30,6 +31,12 @@ from blip_core.training.processes import world
 from blip_core.training.recipe import TrainConfig
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# torch 2.14 gave the option another name and warns of the old one
+BUFFERS_OPTION = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 def new_accelerator(**options: Any) -> Accelerator:
@@ -38,9 +45,8 @@ def new_accelerator(**options: Any) -> Accelerator:
     accelerate's own precision is one for the whole process, in which trainings of several may follow each other, so
     mixed precision is not its matter here.
     """
-    # every process computes the same queue; sending it anew at each step would cost more than the gradients
-    same_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="no", kwargs_handlers=[same_buffers], **options)
+    # told nothing, it would not see the other processes of a machine without accelerators
+    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no", **options)
 
 
 def distribute(objective: Objective, config: TrainConfig, accelerator: Accelerator) -> nn.Module:
@@ -53,7 +59,10 @@ def distribute(objective: Objective, config: TrainConfig, accelerator: Accelerat
         return objective
     if config.parallel == "fsdp":
         return _shard(objective, accelerator.device)
-    return accelerator.prepare_model(objective)
+    # every process computes the same queue; sending it anew at each step would cost more than the gradients
+    options: dict[str, Any] = {BUFFERS_OPTION: False}
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    return DistributedDataParallel(objective, devices, **options)
 
 
 def _shard(objective: Objective, device: torch.device) -> nn.Module:
@@ -99,12 +108,14 @@ def load_model_state(objective: nn.Module, state: dict[str, Tensor]) -> None:
 
 def optimizer_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """AdamW's state by the weight's name, as `model_state`."""
-    return cast(dict[str, Any], get_optimizer_state_dict(objective, optimizer, options=WHOLE))["state"]
+    return cast(dict[str, Any], get_optimizer_state_dict(objective, optimizer, options=WHOLE)).get("state", {})
 
 
 def load_optimizer_state(
     objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
 ) -> None:
     """Puts a whole state into the optimiser, each process its share."""
-    whole: dict[str, Any] = {**get_optimizer_state_dict(objective, optimizer, options=WHOLE), "state": state}
+    (group,) = optimizer.param_groups
+    names = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    whole: dict[str, Any] = {"state": state, "param_groups": [{**group, "params": names}]}
     set_optimizer_state_dict(objective, optimizer, whole, options=WHOLE)

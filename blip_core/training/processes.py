@@ -3,12 +3,11 @@
 Process r of W holds every W-th row of a batch, beginning with row r: the stream deals them out so.
 """
 
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 Value = TypeVar("Value")
 
@@ -34,10 +33,22 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """As `gather`; what the others' losses say of this process's rows comes back to them."""
-    if world() == 1:
-        return rows
-    return torch.stack(all_gather_with_gradient(rows.contiguous()), dim=1).flatten(0, 1)
+    """As `gather`; what the losses of all processes say of this process's rows comes back to them, summed."""
+    return _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        if world() == 1:
+            return gradient
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return own_rows(total)
 
 
 def gather_ragged(rows: Tensor, fill: int = 0) -> Tensor:
