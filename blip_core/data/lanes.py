@@ -96,6 +96,12 @@ class Lanes:
                 begun[lane] = self._samples_of(lane, progress.get(lane, Progress()))
             yield next(begun[lane])
 
+    def units_of(self, lane: int, epoch: int) -> list[Unit]:
+        """What a lane reads in one of its epochs, in its order; over all lanes, every unit once."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.units))
+        # the turn changes, so that each lane has its share even of fewer units than there are lanes
+        return [self.units[place] for place in order[(lane + epoch) % self.lanes :: self.lanes]]
+
     def _samples_of(self, lane: int, progress: Progress) -> Iterator[Sample]:
         consumed, undecodable = progress
         for image, text in self._pairs_of(lane, consumed):
@@ -119,7 +125,7 @@ class Lanes:
         """The pairs of a lane without end, after the first `skipped`, whose images are not read."""
         for epoch in itertools.count():
             left = skipped
-            units = self._units_of(lane, epoch)
+            units = self.units_of(lane, epoch)
             for start in range(0, len(units), self.window):
                 window = units[start : start + self.window]
                 size = sum(map(self._count, window)) if skipped else 0
@@ -130,10 +136,6 @@ class Lanes:
                 skipped = 0
             if not self._usable and skipped == left:  # an epoch that led nowhere: would any?
                 self._find_a_usable_pair()
-
-    def _units_of(self, lane: int, epoch: int) -> list[Unit]:
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.units))
-        return [self.units[place] for place in order[lane :: self.lanes]]
 
     def _shuffled(self, window: list[Unit], generator: np.random.Generator, skipped: int) -> Iterator[ImageText]:
         pairs = self._read(window)

@@ -6,7 +6,7 @@ these. How far each lane has been read says all that a resumed training needs to
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from blip_core.data.lanes import Lanes, Progress, Sample
 from blip_core.data.pairs import PairBatch, PairSource
 from blip_core.data.transforms import Transform
+from blip_core.data.workers import Share, samples_from_workers
 from blip_core.errors import ConfigError
 
 
@@ -98,12 +99,16 @@ class PairStream:
         self._sample, self._progress = 0, dict.fromkeys(own, Progress())
         if position is not None:
             saved = {lane: Progress(*progress) for lane, *progress in position["progress"]}
-            missing = [lane for lane in own if lane not in saved]
-            if position["lanes"] != self.lanes.lanes or missing:
-                lacks = f", without lane {missing[0]}" if missing else ""
+            if position["lanes"] != self.lanes.lanes:
                 raise ConfigError(
-                    f"lanes: the position is of a stream of {position['lanes']} lanes{lacks}, this one has "
-                    f"{self.lanes.lanes}; go on with the same number and the merged positions of all processes"
+                    f"lanes: {self.lanes.lanes} lanes cannot go on from a position of {position['lanes']}; "
+                    f"keep the {position['lanes']} of the training that was begun"
+                )
+            missing = [lane for lane in own if lane not in saved]
+            if missing:
+                raise ConfigError(
+                    f"position: lane {missing[0]} is not in it; merge the positions of all processes before another "
+                    "process goes on from them"
                 )
             self._sample, self._progress = position["sample"], {lane: saved[lane] for lane in own}
 
@@ -121,14 +126,8 @@ class PairStream:
 
     def _samples(self) -> Iterator[Sample]:
         """This process's samples, in their order."""
-        return share_samples(self.lanes, self._sample, self.rank, self.world, dict(self._progress))
-
-
-def share_samples(
-    lanes: Lanes, sample: int, number: int, readers: int, progress: Mapping[int, Progress]
-) -> Iterator[Sample]:
-    """What reader `number` of `readers` has of the order, from a sample on."""
-    return lanes.samples(sample + (number - sample) % readers, readers, progress)
+        share = Share(self.lanes, self._sample, self.rank, self.world, dict(self._progress))
+        return samples_from_workers(share, self.workers) if self.workers else share.samples()
 
 
 def _check_division(batch_size: int, world: int, lanes: int, workers: int) -> None:

@@ -1,34 +1,31 @@
-"""The stream of training pairs: complete, shuffled, the same for the same seed, and started from any batch."""
+"""Where pairs come from: which rows of human tables, shards and corpora count, and what identifies them all."""
 
 import io
-import itertools
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from blip_core.corpus.schemas import CORPUS_SCHEMA, CORPUS_VERSION, write_part
 from blip_core.data.pairs import (
-    PairBatch,
     PairSource,
-    PairStream,
     corpus_sources,
+    count_pairs,
     human_source,
     iterate_texts,
     pairs_digest,
+    read_pairs,
+    row_groups,
     web_sources,
 )
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
+from blip_core.data.stream import PairStream
 from blip_core.data.tables import PairTable
-from blip_core.data.transforms import eval_transform, train_transform
+from blip_core.data.transforms import eval_transform
 from blip_core.errors import InputError, ShardError
-
-PLAIN = eval_transform(4)
 
 
 def png(number: int) -> bytes:
@@ -37,9 +34,12 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def red(batch: PairBatch) -> list[int]:
-    """Which picture stands at each place, read back from its colour."""
-    return [round((value.item() * 0.26862954 + 0.48145466) * 255) for value in batch.images[:, 0, 0, 0]]
+def pairs_of(sources: list[PairSource]) -> list[tuple[int, str]]:
+    """All pairs of the sources: which picture it is, read back from its colour, and the text."""
+    pairs = [
+        pair for source in sources for group in range(len(row_groups(source))) for pair in read_pairs(source, group)
+    ]
+    return [(Image.open(io.BytesIO(pair.image or b"")).getpixel((0, 0))[0], pair.text) for pair in pairs]
 
 
 def human(path: Path, numbers: range, **options: Any) -> PairSource:
@@ -53,72 +53,6 @@ def shard(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def epoch(stream: PairStream, batches: int, first: int = 0) -> list[tuple[int, str]]:
-    taken = itertools.islice(stream.batches(first), batches)
-    return [pair for batch in taken for pair in zip(red(batch), batch.texts, strict=True)]
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> list[PairSource]:
-    return [
-        human(tmp_path / "a.parquet", range(12), row_group_size=3),
-        human(tmp_path / "b.parquet", range(12, 20), row_group_size=2),
-    ]
-
-
-def test_an_epoch_has_every_pair_exactly_once(sources: list[PairSource]) -> None:
-    pairs = epoch(PairStream(sources, 4, PLAIN, seed=3), 15)
-    expected = Counter((number, f"picture {number}") for number in range(20))
-    assert [Counter(pairs[start : start + 20]) for start in (0, 20, 40)] == [expected] * 3
-
-
-def test_the_order_changes_with_each_epoch_and_seed_and_not_otherwise(sources: list[PairSource]) -> None:
-    pairs = epoch(PairStream(sources, 5, PLAIN, seed=3), 8)
-    assert pairs[:20] != sorted(pairs[:20])
-    assert pairs[:20] != pairs[20:]
-    assert epoch(PairStream(sources, 5, PLAIN, seed=3), 8) == pairs
-    assert epoch(PairStream(sources, 5, PLAIN, seed=4), 4) != pairs[:20]
-
-
-def test_more_row_groups_than_a_window_are_all_read(tmp_path: Path) -> None:
-    source = human(tmp_path / "many.parquet", range(40), row_group_size=1)
-    assert sorted(epoch(PairStream([source], 8, PLAIN, seed=0), 5)) == [(n, f"picture {n}") for n in range(40)]
-
-
-def test_starting_at_a_batch_is_passing_over_those_before(sources: list[PairSource]) -> None:
-    stream = PairStream(sources, 3, train_transform(4, 0.3, flip=True), seed=1)
-    whole = list(itertools.islice(stream.batches(), 16))
-    for first in (1, 6, 7, 13):
-        batch = next(stream.batches(first))
-        assert torch.equal(batch.images, whole[first].images)
-        assert batch.texts == whole[first].texts
-        assert torch.equal(batch.image_ids, whole[first].image_ids)
-
-
-def test_augmentation_follows_from_the_seed_alone(tmp_path: Path) -> None:
-    image = Image.effect_noise((16, 16), 80).convert("RGB")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    pq.write_table(pa.table({"image": [buffer.getvalue()], "caption": ["noise"]}), tmp_path / "one.parquet")
-
-    def pictures(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed * 17 + 5)
-        source = PairSource(tmp_path / "one.parquet")
-        return next(PairStream([source], 6, train_transform(8, 0.2, flip=True), seed).batches()).images
-
-    assert torch.equal(pictures(0), pictures(0))
-    assert not torch.equal(pictures(0), pictures(1))
-    assert len({picture.numpy().tobytes() for picture in pictures(0)}) == 6
-
-
-def test_processes_share_the_pairs_without_overlap(sources: list[PairSource]) -> None:
-    alone = epoch(PairStream(sources, 6, PLAIN, seed=3), 3)
-    parts = [PairStream(sources, 2, PLAIN, seed=3, rank=rank, world=3) for rank in range(3)]
-    shared = [epoch(part, 3) for part in parts]
-    assert [shared[number % 3][number // 3] for number in range(18)] == alone
-    assert epoch(parts[1], 2, first=1) == shared[1][2:]
-
-
 def test_each_text_of_an_image_is_a_pair_with_the_same_image_id(tmp_path: Path) -> None:
     rows = [
         {"image": png(1), "caption": ["one", "uno", " "]},
@@ -126,9 +60,9 @@ def test_each_text_of_an_image_is_a_pair_with_the_same_image_id(tmp_path: Path) 
         {"image": png(3), "caption": []},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
-    stream = PairStream([human_source(PairTable(str(tmp_path / "lists.parquet")))], 3, PLAIN, seed=0)
-    batch = next(stream.batches())
-    assert sorted(zip(red(batch), batch.texts, strict=True)) == [(1, "one"), (1, "uno"), (2, "two")]
+    source = human_source(PairTable(str(tmp_path / "lists.parquet")))
+    assert pairs_of([source]) == [(1, "one"), (1, "uno"), (2, "two")]
+    batch = next(PairStream([source], 3, eval_transform(4), seed=0, lanes=1).batches())
     by_text = dict(zip(batch.texts, batch.image_ids.tolist(), strict=True))
     assert by_text["one"] == by_text["uno"] != by_text["two"]
     assert min(by_text.values()) >= 0
@@ -138,7 +72,7 @@ def test_images_may_be_structs_and_columns_have_other_names(tmp_path: Path) -> N
     rows = [{"picture": {"bytes": png(number), "path": "x.png"}, "text": f"p{number}"} for number in (5, 6)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "structs.parquet")
     source = human_source(PairTable(str(tmp_path / "structs.parquet"), image="picture", caption="text"))
-    assert sorted(epoch(PairStream([source], 2, PLAIN, seed=0), 1)) == [(5, "p5"), (6, "p6")]
+    assert pairs_of([source]) == [(5, "p5"), (6, "p6")]
     rows[0]["picture"]["path"] = "moved.png"
     digest = pairs_digest([source])
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "structs.parquet")
@@ -154,7 +88,7 @@ def test_shards_give_the_images_they_have(tmp_path: Path) -> None:
     ]
     sources = web_sources([shard(tmp_path / "s.parquet", rows)])
     assert list(iterate_texts(sources)) == ["here", "there"]
-    assert sorted(epoch(PairStream(sources, 2, PLAIN, seed=0), 1)) == [(1, "here"), (4, "there")]
+    assert pairs_of(sources) == [(1, "here"), (4, "there")]
 
 
 def test_a_corpus_is_joined_to_the_images_of_its_shards(tmp_path: Path) -> None:
@@ -174,8 +108,7 @@ def test_a_corpus_is_joined_to_the_images_of_its_shards(tmp_path: Path) -> None:
     part("s3", [])
     part("human-0", [("u9", "of a person", "human")])
     sources = corpus_sources(tmp_path / "corpus", tmp_path / "shards")
-    pairs = epoch(PairStream(sources, 4, PLAIN, seed=0), 1)
-    assert sorted(pairs) == [(1, "web 1"), (1, "written 1"), (3, "written 3"), (5, "web 5")]
+    assert sorted(pairs_of(sources)) == [(1, "web 1"), (1, "written 1"), (3, "written 3"), (5, "web 5")]
     assert sorted(iterate_texts(sources)) == ["web 1", "web 5", "written 1", "written 3"]
 
 
@@ -193,7 +126,7 @@ def test_the_names_of_shards_do_not_decide_the_order(tmp_path: Path) -> None:
     here, there = pairs(("a", "b"), tmp_path / "here"), pairs(("b", "a"), tmp_path / "there")
     for one, other in zip(here, there, strict=True):
         assert pairs_digest(one) == pairs_digest(other)
-        assert epoch(PairStream(one, 2, PLAIN, seed=0), 4) == epoch(PairStream(other, 2, PLAIN, seed=0), 4)
+        assert pairs_of(one) == pairs_of(other)
 
 
 def test_the_digest_changes_with_texts_and_images_and_nothing_else(tmp_path: Path) -> None:
@@ -205,28 +138,53 @@ def test_the_digest_changes_with_texts_and_images_and_nothing_else(tmp_path: Pat
     assert pairs_digest([human_source(PairTable(str(tmp_path / "c.parquet")))]) != digest
 
 
-def test_sources_without_a_pair_are_named(tmp_path: Path) -> None:
-    failed = shard(tmp_path / "failed.parquet", [{"uid": "a", "caption": "x", "status": "failed", "reason": "dns"}])
-    with pytest.raises(InputError, match=r"training pairs: none found in .*failed\.parquet"):
-        next(PairStream(web_sources([failed]), 2, PLAIN, seed=0).batches())
-    with pytest.raises(InputError, match="none found in no file"):
-        next(PairStream([], 2, PLAIN, seed=0).batches())
+def test_shares_of_a_row_group_part_its_rows_and_their_counts(tmp_path: Path) -> None:
+    captions = [["a", "b"], ["c"], [], ["d"], ["e", "f", "g"], ["h"], ["i"]]
+    rows = [{"image": png(number), "caption": texts} for number, texts in enumerate(captions)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
+    source = PairSource(tmp_path / "lists.parquet")
+    assert row_groups(source) == [7]
+    assert count_pairs(source, 0) == [9]
+    assert count_pairs(source, 0, 3) == [4, 4, 1]
+    shares = [[pair.text for pair in read_pairs(source, 0, [share], 3)] for share in range(3)]
+    assert shares == [["a", "b", "d", "i"], ["c", "e", "f", "g"], ["h"]]
+    assert read_pairs(source, 0, [0, 2], 3) == [pair for pair in read_pairs(source, 0) if pair.text in "abdhi"]
 
 
-def test_a_pair_without_image_bytes_is_named(tmp_path: Path) -> None:
+def test_more_rows_than_are_decoded_at_once_keep_their_images(tmp_path: Path) -> None:
+    source = human(tmp_path / "long.parquet", range(200))
+    assert pairs_of([source]) == [(number, f"picture {number}") for number in range(200)]
+    kept = [pair.text for pair in read_pairs(source, 0, [5], 50)]
+    assert kept == [f"picture {number}" for number in (5, 55, 105, 155)]
+
+
+def test_a_row_without_bytes_is_a_pair_without_an_image(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array([png(1), None], pa.binary()), "caption": ["one", "two"]})
     pq.write_table(table, tmp_path / "hole.parquet")
-    stream = PairStream([human_source(PairTable(str(tmp_path / "hole.parquet")))], 2, PLAIN, seed=0)
-    with pytest.raises(InputError, match=r"hole\.parquet: .*no bytes in column 'image'"):
-        next(stream.batches())
+    assert read_pairs(PairSource(tmp_path / "hole.parquet"), 0) == [(png(1), "one"), (None, "two")]
 
 
-def test_a_torn_file_is_named(tmp_path: Path, sources: list[PairSource]) -> None:
-    path = sources[0].path
+def test_counting_reads_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "counted.parquet"
+    source = human(path, range(5), compression=None, use_dictionary=False)
     data = path.read_bytes()
-    stream = PairStream(sources, 2, PLAIN, seed=0)
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ShardError, match=r"a\.parquet"):
-        epoch(stream, 10)
-    with pytest.raises(ShardError, match=r"a\.parquet"):
-        PairStream(sources, 2, PLAIN, seed=0)
+    start = pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    path.write_bytes(data[:start] + bytes(200) + data[start + 200 :])
+    with pytest.raises(ShardError, match=r"counted\.parquet: row group 0 cannot be read"):
+        read_pairs(source, 0)
+    assert count_pairs(source, 0, 2) == [3, 2]
+
+
+def test_a_torn_file_is_named(tmp_path: Path) -> None:
+    source = human(tmp_path / "a.parquet", range(12), row_group_size=3)
+    data = source.path.read_bytes()
+    source.path.write_bytes(data[: len(data) // 2])
+    for use in (row_groups, lambda torn: read_pairs(torn, 0), lambda torn: count_pairs(torn, 0)):
+        with pytest.raises(ShardError, match=r"a\.parquet: cannot be read as Parquet"):
+            use(source)
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    source = human(tmp_path / "a.parquet", range(2))
+    with pytest.raises(InputError, match=r"a\.parquet: has no column 'text'; its columns are image, caption"):
+        row_groups(PairSource(source.path, caption="text"))
