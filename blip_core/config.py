@@ -134,16 +134,21 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Makes relative paths absolute, from the configuration's folder."""
-    for section, keys in (("web", ["path"]), ("human", ["path"]), ("held_out", ["path"])):
-        _resolve(values.get(section), keys, folder)
-    _resolve(values.get("checkpoints"), ["captioner", "filter"], folder)
+    for section in ("web", "human", "held_out"):
+        _resolve(values.get(section), ["path"], folder)
     _resolve(values, ["truth"], folder)
+    _resolve(values.get("checkpoints"), ["captioner", "filter"], folder, or_name=True)
+    _resolve(values.get("med"), ["image_weights", "text_weights"], folder, or_name=True)
+    _resolve(values.get("tokenizer"), ["source"], folder, or_name=True)
 
 
-def _resolve(section: Any, keys: list[str], folder: Path) -> None:
+def _resolve(section: Any, keys: list[str], folder: Path, or_name: bool = False) -> None:
+    """`or_name`: a value may be a name on a hub as well; it is a path where there is such a file or folder."""
     if not isinstance(section, dict):
         return
     for key in keys:
         value = section.get(key)
         if isinstance(value, str) and "://" not in value:
-            section[key] = str(folder / Path(value).expanduser())
+            path = folder / Path(value).expanduser()
+            if not or_name or path.exists():
+                section[key] = str(path)

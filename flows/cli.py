@@ -127,6 +127,21 @@ _flow_command("evaluation", "Measure the trained models on the held-out pairs.")
 
 
 @app.command()
+def train(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="med, captioner, filter, retrained or retrained-raw.")],
+    config: ConfigFile,
+    workspace: WorkspaceOption = None,
+    seed: SeedOption = None,
+    round: RoundOption = None,
+    settings: Settings = None,
+) -> None:
+    """One training without Prefect: what each process of `accelerate launch` or torchrun runs."""
+    from flows.launched import train_here
+
+    train_here(model, _load(config, settings or [], workspace=workspace, seed=seed, round=round))
+
+
+@app.command()
 def query(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the catalog's views.")],
     workspace: Annotated[str, typer.Option(help="The workspace to ask.")] = ".",

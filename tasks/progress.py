@@ -5,7 +5,7 @@ under a worker, lines go to the run's log, at most one every ten seconds for a s
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from prefect.logging import get_run_logger
@@ -69,8 +69,9 @@ def training(model: str) -> "TrainingProgress":
 class TrainingProgress:
     """What training calls after every step: (done, total, losses)."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, show: Callable[[str, int, int, str], None] = show) -> None:
         self.model = model
+        self.show = show
 
     def __call__(self, done: int, total: int, losses: Mapping[str, float]) -> None:
-        show(self.model, done, total, "  ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+        self.show(self.model, done, total, "  ".join(f"{name} {value:.3f}" for name, value in losses.items()))

@@ -43,13 +43,13 @@ def shard_names(config: BootstrapConfig) -> list[str]:
 def captioner_folder(config: BootstrapConfig) -> Path:
     """The given Captioner's folder, or else the round's own."""
     given = config.checkpoints.captioner
-    return Path(given).expanduser().resolve() if given else round_of(config).captioner
+    return Path(given).expanduser() if given else round_of(config).captioner
 
 
 def filter_folder(config: BootstrapConfig) -> Path:
     """The given Filter's folder, or else the round's own."""
     given = config.checkpoints.filter
-    return Path(given).expanduser().resolve() if given else round_of(config).filter
+    return Path(given).expanduser() if given else round_of(config).filter
 
 
 def add_seconds(config: BootstrapConfig, step: str, seconds: float) -> None:

@@ -47,7 +47,10 @@ METRIC_TYPES = {
     "itm": "DOUBLE",
     "lm": "DOUBLE",
     "learning_rate": "DOUBLE",
+    "gradient_norm": "DOUBLE",
     "images_per_second": "DOUBLE",
+    "data_wait": "DOUBLE",
+    "undecodable": "BIGINT",
 }
 
 # Columns of the view `rounds`: where each number stands in evaluation.json.

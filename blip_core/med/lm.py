@@ -28,9 +28,11 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0, t
         tokens: what the sum is divided by; None for the number of tokens predicted here.
     """
     counted = predicted(mask, prompt_length)
+    # the last place has nothing to predict; cutting it off would copy all logits, and their gradients
+    targets = F.pad(ids[:, 1:].masked_fill(~counted, -100), (0, 1), value=-100)
     total = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1),
-        ids[:, 1:].masked_fill(~counted, -100).flatten(),
+        logits.float().flatten(0, 1),
+        targets.flatten(),
         ignore_index=-100,
         label_smoothing=LABEL_SMOOTHING,
         reduction="sum",

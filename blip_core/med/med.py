@@ -153,13 +153,13 @@ class MED(nn.Module):
     def project_image(self, image_features: Tensor) -> Tensor:
         """Image features (B, N, D) to ITC embeddings (B, E) of unit length."""
         self.require("encoder")
-        return F.normalize(self.image_projection(image_features[:, 0]), dim=-1)
+        return F.normalize(self.image_projection(image_features[:, 0]).float(), dim=-1)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Texts (B, L) to ITC embeddings (B, E) of unit length, through the text encoder ([CLS])."""
         self.require("encoder")
         hidden = self.text(ids, mask, "encoder")
-        return F.normalize(self.text_projection(hidden[:, 0]), dim=-1)
+        return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
     def match(self, image: CrossKeys, ids: Tensor, mask: Tensor, open_with_enc: bool = True) -> Tensor:
         """ITM logits (B, 2), index 1 for 'match', through the image-grounded text encoder ([ENC]).
@@ -194,11 +194,7 @@ class MED(nn.Module):
         """Compiles the layers of both transformers in place; names of parameters stay as they are."""
         # what was compiled before for other models would count against torch's limit of variants
         torch.compiler.reset()
-        for block in cast(nn.Sequential, self.image_encoder.vit.blocks):
-            block.compile()
-        for layer in self.text.layers:
-            # texts come in many lengths, and the cache of a decoding grows at every step
-            layer.compile(dynamic=True)
+        compile_layers(self.image_encoder, self.text)
 
 
 def _replace_first(ids: Tensor, token: int) -> Tensor:
@@ -234,6 +230,15 @@ def build_med(
         faces=faces,
     )
     return MED(image_encoder, text, architecture.projection, encode_id, decode_id)
+
+
+def compile_layers(image_encoder: ImageEncoder, text: TextTransformer) -> None:
+    """Compiles the layers of both in place."""
+    for block in cast(nn.Sequential, image_encoder.vit.blocks):
+        block.compile()
+    for layer in text.layers:
+        # texts come in many lengths, and the cache of a decoding grows at every step
+        layer.compile(dynamic=True)
 
 
 def architecture_from(values: dict[str, float]) -> Architecture:

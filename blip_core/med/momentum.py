@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_core.med.med import MED, Architecture, build_image_encoder
+from blip_core.med.med import MED, Architecture, build_image_encoder, compile_layers
 from blip_core.med.text_transformer import TextTransformer
 
 NO_IMAGE = -1
@@ -46,7 +46,11 @@ class MomentumEncoders(nn.Module):
         """Embeddings of images (B, 3, S, S) and of texts (B, L), both (B, E) of unit length."""
         image = self.image_projection(self.image_encoder(images)[:, 0])
         text = self.text_projection(self.text(ids, mask, "encoder")[:, 0])
-        return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+    def compile_layers(self) -> None:
+        """Compiles the layers of both encoders in place; names of parameters stay as they are."""
+        compile_layers(self.image_encoder, self.text)
 
 
 class EmbeddingQueue(nn.Module):

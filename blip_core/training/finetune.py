@@ -14,6 +14,7 @@ from blip_core.data.pairs import PairSource, pairs_digest
 from blip_core.files import fingerprint
 from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config
 from blip_core.med.med import MED, architecture_from
+from blip_core.med.text_transformer import Face
 from blip_core.training.objectives import Captioning, ContrastiveMatching, Objective
 from blip_core.training.recipe import TrainConfig, identity
 from blip_core.training.run import TrainSummary, run_training
@@ -38,7 +39,7 @@ def finetune_captioner(
         _freeze(loaded.med, IDLE_IN_CAPTIONING)
         return Captioning(loaded.med, loaded.tokenizer, train)
 
-    return _finetune("captioner", captioning, target, start, sources, train, seed, metrics, progress)
+    return _finetune("captioner", "decoder", captioning, target, start, sources, train, seed, metrics, progress)
 
 
 def finetune_filter(
@@ -57,11 +58,12 @@ def finetune_filter(
         torch.manual_seed(seed)
         return ContrastiveMatching(loaded.med, loaded.architecture, loaded.tokenizer, train)
 
-    return _finetune("filter", matching, target, start, sources, train, seed, metrics, progress)
+    return _finetune("filter", "encoder", matching, target, start, sources, train, seed, metrics, progress)
 
 
 def _finetune(
     kind: str,
+    face: Face,
     wrap: Callable[[LoadedMED], Objective],
     target: Path,
     start: Path,
@@ -84,7 +86,7 @@ def _finetune(
     architecture = replace(architecture, image_size=train.image_size or architecture.image_size)
 
     def build() -> Objective:
-        return wrap(load_med(start))
+        return wrap(load_med(start, image_size=train.image_size, face=face))
 
     return run_training(target, build, architecture, sources, train, seed, origin, metrics, progress)
 

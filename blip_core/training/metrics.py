@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
@@ -20,6 +20,16 @@ OBJECTIVES = ("itc", "itm", "lm")
 ITM_PRIOR = 0.6365
 ITM_NEAR_PRIOR = 0.005
 ITM_PATIENCE = 200
+
+
+class Measured(NamedTuple):
+    """What a row of the curve says beside the losses."""
+
+    learning_rate: float
+    gradient_norm: float  # before clipping
+    images_per_second: float  # of all processes, since the last row
+    data_wait: float  # share of the time since the last row that the first process waited for its batch, 0..1
+    undecodable: int  # images passed over so far, in all processes
 
 
 class ITMStuckWarning(UserWarning):
@@ -72,14 +82,14 @@ class MetricsLog:
         # a line torn by a kill belongs to a step after the saved state
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def write(self, step: int, losses: Mapping[str, float], measured: Mapping[str, float]) -> None:
+    def write(self, step: int, losses: Mapping[str, float], measured: Measured) -> None:
         """One row: the losses and their sum, and what was measured beside them."""
         row = {
             "model": self.model,
             "step": step,
             "loss": sum(losses.values()),
             **{objective: losses.get(objective) for objective in OBJECTIVES},
-            **measured,
+            **measured._asdict(),
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

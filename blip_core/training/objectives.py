@@ -55,6 +55,10 @@ class Objective(nn.Module):
         ids, mask = self.tokenizer(pairs.texts, self.config.max_tokens, self.config.compile, self.prompt)
         return Batch(*(part.to(device, non_blocking=True) for part in (pairs.images, ids, mask, pairs.image_ids)))
 
+    def compile_layers(self) -> None:
+        """Compiles the transformers' layers in place."""
+        self.med.compile_layers()
+
     def begin_step(self) -> None:
         """What happens once before the losses of a step, whatever the number of its micro-batches."""
 
@@ -86,6 +90,10 @@ class ContrastiveMatching(Objective):
         super().__init__(med, tokenizer, config)
         self.momentum = MomentumEncoders(med, architecture)
         self.queue = EmbeddingQueue(config.queue_size, architecture.projection)
+
+    def compile_layers(self) -> None:
+        super().compile_layers()
+        self.momentum.compile_layers()
 
     def begin_step(self) -> None:
         with torch.no_grad():

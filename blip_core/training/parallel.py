@@ -53,7 +53,7 @@ def distribute(objective: Objective, config: TrainConfig, accelerator: Accelerat
     """The objective as it is to be called in a training step."""
     objective.med.set_gradient_checkpointing(config.gradient_checkpointing)
     if config.compile:
-        objective.med.compile_layers()
+        objective.compile_layers()
     objective.to(accelerator.device)
     if world() == 1:
         return objective

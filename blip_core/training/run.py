@@ -73,7 +73,7 @@ def _whole(objective: Objective, architecture: Architecture, trained: Trained) -
     if processes.world() == 1:
         return objective.med
     tokenizer = objective.tokenizer
-    med = build_med(architecture, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id)
+    med = build_med(architecture, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id, objective.med.faces)
     med.load_state_dict(
         {name.removeprefix("med."): value for name, value in trained.weights.items() if name.startswith("med.")}
     )

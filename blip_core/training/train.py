@@ -19,7 +19,7 @@ from blip_core.data.stream import PairStream, merge_positions
 from blip_core.errors import TrainingError
 from blip_core.med.lm import predicted
 from blip_core.training import parallel, processes
-from blip_core.training.metrics import ITMWatch, MetricsLog, check_trackers, start_trackers
+from blip_core.training.metrics import ITMWatch, Measured, MetricsLog, check_trackers, start_trackers
 from blip_core.training.objectives import Batch, Objective, Step
 from blip_core.training.recipe import TrainConfig
 from blip_core.training.schedule import learning_rate
@@ -171,23 +171,23 @@ class _Log:
             measured = self._measure(done, norm)
             if self.file:
                 self.file.write(done, losses, measured)
-            self.accelerator.log({**losses, **measured}, step=done)
+            self.accelerator.log({**losses, **measured._asdict()}, step=done)
         if self.file:
             self.watch.see(done, losses.get("itm"))
             if self.progress:
                 self.progress(done, self.config.steps, losses)
 
-    def _measure(self, done: int, norm: float) -> dict[str, float]:
+    def _measure(self, done: int, norm: float) -> Measured:
         """What is known of the steps since the last row."""
         now, waited = time.monotonic(), self.data.waited
         seconds = max(now - self.began, 1e-9)
-        measured = {
-            "learning_rate": learning_rate(done - 1, self.config),
-            "gradient_norm": norm,
-            "images_per_second": round((done - self.step) * self.config.batch_size / seconds, 2),
-            "data_wait": round((waited - self.waited) / seconds, 4),
-            "undecodable": _undecodable(self.data),
-        }
+        measured = Measured(
+            learning_rate=learning_rate(done - 1, self.config),
+            gradient_norm=norm,
+            images_per_second=round((done - self.step) * self.config.batch_size / seconds, 2),
+            data_wait=round((waited - self.waited) / seconds, 4),
+            undecodable=_undecodable(self.data),
+        )
         self.step, self.began, self.waited = done, now, waited
         return measured
 

@@ -21,7 +21,7 @@ from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, CORP
 from blip_core.corpus.selection import check_predicate, publish_shard
 from blip_core.data.shards import REASONS, SHARD_SCHEMA, write_shard
 from blip_core.evaluation.report import STEPS, build_report
-from blip_core.training.train import MetricsLog
+from blip_core.training.metrics import Measured, MetricsLog
 from blip_core.workspace import Workspace
 from flows.cli import app
 
@@ -158,7 +158,7 @@ def test_documented_keys_of_report_seconds_metrics_and_views_are_those_that_are_
 ) -> None:
     assert [row[0] for row in table("workspace.md", "The report as JSON")] == list(build_report(workspace, 1))
     log = MetricsLog(tmp_path / "metrics.jsonl", "med", 0)
-    log.write(1, {"itc": 1.0}, 0.1, 2.0)
+    log.write(1, {"itc": 1.0}, Measured(0.1, 1.0, 2.0, 0.0, 0))
     assert [row[0] for row in table("workspace.md", "Training metrics")] == list(json.loads(log.path.read_text()))
     assert [row[0] for row in table("workspace.md", "The catalog")] == list(VIEW_MEANINGS)
     seconds = DOCUMENTS["workspace.md"].split("# seconds.json\n")[1].split("\n#")[0]

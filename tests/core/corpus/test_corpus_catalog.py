@@ -73,7 +73,8 @@ def test_views_of_an_empty_workspace_have_the_columns_of_a_full_one(workspace: W
     build_catalog(empty)
     publish(workspace, 1, "true")
     workspace.round(1).metrics.mkdir()
-    columns = ("model", "step", "loss", "itc", "itm", "lm", "learning_rate", "images_per_second")
+    columns = ("model", "step", "loss", "itc", "itm", "lm", "learning_rate", "gradient_norm")
+    columns += ("images_per_second", "data_wait", "undecodable")
     (workspace.round(1).metrics / "med.jsonl").write_text(json.dumps(dict.fromkeys(columns)) + "\n", encoding="utf-8")
     build_catalog(workspace)
     shape = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
