@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from blip_core.med.lm import lm_loss
+from blip_core.med.lm import lm_loss, predicted
 
 
 def _slow(logits: torch.Tensor, ids: list[list[int]], lengths: list[int], given: int) -> float:
@@ -50,6 +50,20 @@ def test_padding_and_the_last_place_are_not_predicted(logits: torch.Tensor) -> N
 def test_the_prompt_is_given_and_not_predicted(logits: torch.Tensor, prompt_length: int) -> None:
     loss = lm_loss(logits, torch.tensor(IDS), MASK, prompt_length)
     assert loss.item() == pytest.approx(_slow(logits, IDS, LENGTHS, given=prompt_length), rel=1e-6)
+
+
+def test_the_sum_is_divided_by_the_tokens_that_were_counted_elsewhere(logits: torch.Tensor) -> None:
+    loss = lm_loss(logits, torch.tensor(IDS), MASK, tokens=torch.tensor(12.0))
+    assert loss.item() == pytest.approx(_slow(logits, IDS, LENGTHS, given=1) * 6 / 12, rel=1e-6)
+
+
+@pytest.mark.parametrize("prompt_length", [0, 1])
+def test_the_first_token_is_never_predicted(prompt_length: int) -> None:
+    assert predicted(MASK, prompt_length).tolist() == [[True] * 4, [True] * 2 + [False] * 2]
+
+
+def test_the_tokens_after_the_prompt_are_predicted_and_no_padding() -> None:
+    assert predicted(MASK, 3).tolist() == [[False, False, True, True], [False] * 4]
 
 
 def test_the_token_ids_given_are_left_as_they_are(logits: torch.Tensor) -> None:
