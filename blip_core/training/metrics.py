@@ -19,6 +19,7 @@ OBJECTIVES = ("itc", "itm", "lm")
 # -(ln 1/3 + 2 ln 2/3) / 3: what a model pays for answering 'no match' with the share of negatives, whatever it sees.
 ITM_PRIOR = 0.6365
 ITM_NEAR_PRIOR = 0.005
+ITM_SHARE = 0.9  # of the steps looked at; a batch may have its luck
 ITM_PATIENCE = 200
 
 
@@ -61,8 +62,8 @@ class ITMWatch:
             )
 
     def _at_the_prior(self) -> bool:
-        halves = list(self.recent)[: len(self.recent) // 2], list(self.recent)[len(self.recent) // 2 :]
-        return all(abs(statistics.fmean(half) - ITM_PRIOR) <= ITM_NEAR_PRIOR for half in halves if half)
+        near = sum(abs(loss - ITM_PRIOR) <= ITM_NEAR_PRIOR for loss in self.recent)
+        return near >= ITM_SHARE * len(self.recent)
 
 
 class MetricsLog:
