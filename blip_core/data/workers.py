@@ -85,10 +85,13 @@ def samples_from_workers(share: Share, workers: int) -> Iterator[Sample]:
     )
     chunks = iter(loader)
     first = share.first_worker(workers)
-    while True:
-        parts = [_opened(next(chunks)) for _ in range(workers)]
-        for samples in zip(*parts[first:], *parts[:first], strict=True):
-            yield from samples
+    try:
+        while True:
+            parts = [_opened(next(chunks)) for _ in range(workers)]
+            for samples in zip(*parts[first:], *parts[:first], strict=True):
+                yield from samples
+    finally:
+        del chunks  # ends the workers now, and not when an error that holds this frame is forgotten
 
 
 def _opened(chunk: Chunk | CapfiltError) -> Sequence[Sample]:

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.functional import hflip
 
+from blip_core.data.augment import RandomAugment
 from blip_core.data.transforms import eval_transform, train_transform
 
 
@@ -59,3 +61,21 @@ def test_a_crop_keeps_at_least_its_share_of_the_area() -> None:
     assert min(spans) > 0.4
     assert min(spans) < 0.8
     assert max(spans) <= 1.1
+
+
+def test_augmentation_stands_between_the_mirror_and_the_tensor() -> None:
+    picture = _gradient(20, 16)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        ours = train_transform(8, 0.5, flip=True, augment=True)(picture)
+        torch.manual_seed(seed)
+        cropped = v2.RandomResizedCrop(8, (0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC)(picture)
+        expected = eval_transform(8)(RandomAugment(2, 5)(v2.RandomHorizontalFlip()(cropped)))
+        assert torch.equal(ours, expected)
+
+
+def test_augmentation_can_be_off() -> None:
+    picture = _gradient(20, 16)
+    seen = {train_transform(8, 1.0, flip=False, augment=True)(picture).numpy().tobytes() for _ in range(40)}
+    assert len(seen) > 5
+    assert torch.equal(train_transform(8, 1.0, flip=False, augment=False)(picture), eval_transform(8)(picture))
