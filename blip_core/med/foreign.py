@@ -23,7 +23,7 @@ from blip_core.med.release_names import RELEASE
 from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Face
 from blip_core.med.tokenizer import DECODE, ENCODE, END, FILES
 from blip_core.med.transformers_names import TRANSFORMERS
-from blip_core.med.weights import find_weights, read_weights, weights_digest
+from blip_core.med.weights import find_weights, first_line, read_weights, weights_digest
 
 RELEASE_TOKENIZER = "bert-base-uncased"
 RELEASE_HEAD_WIDTH = 64  # of ViT-B, ViT-L and BERT-base; the files do not record the number of heads
@@ -90,9 +90,8 @@ def _fetch(name: str) -> Path:
         if not find_weights(folder):
             folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_TORCH]))
     except HUB_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"checkpoint {name}: no folder or file here, and not to be had from the hub ({reason}); "
+            f"checkpoint {name}: no folder or file here, and not to be had from the hub ({first_line(error)}); "
             "where there is no network, give the path of a folder that holds the model's files"
         ) from error
     return folder
@@ -100,13 +99,13 @@ def _fetch(name: str) -> Path:
 
 def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:
     """A folder of BlipForConditionalGeneration or BlipForImageTextRetrieval, whose config.json holds `values`."""
-    kind = next(iter(values.get("architectures") or ()), "")
+    config = _blip_config(folder / "config.json", values)
+    kind = next(iter(config.architectures or []), "")
     if kind in ("BlipForQuestionAnswering", "BlipModel"):
         raise CheckpointError(
             f"{folder}: a {kind}, which has no counterpart here (BLIP's question answering is not supported, and "
             "BlipModel is no model of BLIP's); expected BlipForConditionalGeneration or BlipForImageTextRetrieval"
         )
-    config = _blip_config(folder / "config.json", values)
     architecture = _architecture(folder / "config.json", config)
     files = find_weights(folder)
     if not files:
@@ -151,16 +150,9 @@ def _architecture(path: Path, config: Any) -> Architecture:
     for key, found, allowed in facts:
         if found not in allowed:
             raise CheckpointError(f"{path}: {key} is {found}, expected {' or '.join(map(str, allowed))}")
-    for key, part in (("vision_config", vision), ("text_config", text)):
-        if part.num_attention_heads < 1 or part.hidden_size % part.num_attention_heads:
-            raise CheckpointError(
-                f"{path}: {key}.hidden_size {part.hidden_size} must be a multiple of "
-                f"num_attention_heads {part.num_attention_heads}"
-            )
-    if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
-        raise CheckpointError(
-            f"{path}: vision_config.image_size {vision.image_size} and patch_size {vision.patch_size} must be numbers"
-        )
+    _check_multiple(path, vision, "image_size", "patch_size")
+    _check_multiple(path, vision, "hidden_size", "num_attention_heads")
+    _check_multiple(path, text, "hidden_size", "num_attention_heads")
     return _sized(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
@@ -172,6 +164,14 @@ def _architecture(path: Path, config: Any) -> Architecture:
         text_heads=text.num_attention_heads,
         projection=config.image_text_hidden_size,
     )
+
+
+def _check_multiple(path: Path, part: Any, multiple: str, divisor: str) -> None:
+    whole, share = getattr(part, multiple), getattr(part, divisor)
+    if not (isinstance(whole, int) and isinstance(share, int) and share > 0 and whole > 0 and whole % share == 0):
+        raise CheckpointError(
+            f"{path}: {part.base_config_key}.{multiple} is {whole}, expected a multiple of its {divisor} {share}"
+        )
 
 
 def read_release(path: Path) -> Stored:

@@ -79,7 +79,7 @@ def read_torch(path: Path) -> Any:
     except UnpicklingError as error:
         raise CheckpointError(f"{path}: {_refusal(str(error))}") from error
     except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: torn, or not a torch file ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: torn, or not a torch file ({first_line(error)})") from error
 
 
 def _refusal(message: str) -> str:
@@ -116,5 +116,6 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
