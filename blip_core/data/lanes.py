@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 
 
 class Lanes:
-    """All lanes of a training. What is asked of one reads only the units of that one.
+    """All lanes of a training. What is asked of one reads that one's units alone, as long as images can be decoded.
 
     Args:
         sources: where the pairs are; each text of an image is a pair of its own.

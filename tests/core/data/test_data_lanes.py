@@ -146,7 +146,7 @@ def test_shares_of_one_row_group_are_read_at_once(
     assert calls == [4, 4]
 
 
-@pytest.mark.parametrize("consumed", [1, 6, 12, 13, 30, 61])
+@pytest.mark.parametrize("consumed", [1, 6, 9, 12, 13, 30, 61])
 def test_a_lane_goes_on_where_it_was_without_reading_or_decoding_what_was_before(
     sources: list[PairSource], reads: list[Unit], decoded: list[bytes], consumed: int
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_lane_goes_on_where_it_was_without_reading_or_decoding_what_was_before
     assert torch.equal(sample.image, whole[consumed].image)
     assert sample.progress == whole[consumed].progress == Progress(consumed + 1)
     assert len(decoded) == 1
-    assert len(reads) == 4 < before  # a window: sixteen row groups over four lanes
+    assert len(reads) <= 4 < before  # a window: sixteen row groups over four lanes
 
 
 def test_augmentation_follows_from_the_seed_alone(write_pairs: Callable[..., PairSource]) -> None:
