@@ -1,8 +1,16 @@
-"""A tokenizer learnt from a few words and a MED of two layers, small enough for every test to have its own."""
+"""A tokenizer learnt from a few words and a MED of two layers, small enough for every test to have its own.
+
+And a MED as others write it: its heads are as wide as those of the original release, whose files do not count them.
+"""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from blip_core.med.checkpoint import LoadedMED
+from blip_core.med.convert import Kind, write_release, write_transformers
 from blip_core.med.med import MED, Architecture, build_med
 from blip_core.med.tokenizer import Tokenizer
 
@@ -19,6 +27,7 @@ ARCHITECTURE = Architecture(
     drop_path=0.0,
     dropout=0.0,
 )
+BLIP_ARCHITECTURE = Architecture(16, 8, 64, 2, 1, 64, 2, 1, 16, 0.0, 0.1)
 WORDS = ("a red circle", "a blue square", "two green rings", "a yellow star under a red cross")
 
 
@@ -51,3 +60,28 @@ def med(tokenizer: Tokenizer) -> MED:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="session")
+def blip(tokenizer: Tokenizer) -> LoadedMED:
+    torch.manual_seed(0)
+    med = loud(build_med(BLIP_ARCHITECTURE, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id)).eval()
+    return LoadedMED(med, tokenizer, "0" * 16, BLIP_ARCHITECTURE, {})
+
+
+@pytest.fixture(scope="session")
+def written(blip: LoadedMED, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with captioner and filter (transformers'), captioner.pth and filter.pth (the release's), and words."""
+    folder = tmp_path_factory.mktemp("written")
+    kinds: tuple[Kind, ...] = ("captioner", "filter")
+    for kind in kinds:
+        write_transformers(folder / kind, blip, kind)
+        write_release(folder / f"{kind}.pth", blip, kind)
+    blip.tokenizer.save(folder / "words")
+    return folder
+
+
+@pytest.fixture
+def captioner(written: Path, tmp_path: Path) -> Path:
+    """A captioner's folder of transformers', to be spoilt."""
+    return Path(shutil.copytree(written / "captioner", tmp_path / "captioner"))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip_core.errors import CheckpointError
+from blip_core.errors import CheckpointError, ConfigError
 from blip_core.med.checkpoint import load_med, read_checkpoint_config, save_med
 from blip_core.med.med import MED, Architecture
 from blip_core.med.tokenizer import Tokenizer
@@ -128,6 +128,29 @@ def test_missing_unknown_and_misshapen_weights_are_named(saved: Path) -> None:
     save({**weights, name: torch.zeros(32, 48)})
     with pytest.raises(CheckpointError, match=rf"{name} has shape \(32, 48\); expected \(32, 32\)"):
         load_med(saved)
+
+
+def test_faces_that_there_are_not_are_named(saved: Path) -> None:
+    config = saved / "config.json"
+    values = json.loads(config.read_text())
+    assert values["faces"] == ["encoder", "decoder"]
+    config.write_text(json.dumps({**values, "faces": ["encoder"]}))
+    with pytest.raises(CheckpointError, match=r"weights are unknown, the first is text\.head_bias"):
+        load_med(saved)
+    config.write_text(json.dumps({**values, "faces": ["left"]}))
+    with pytest.raises(CheckpointError, match=r"faces is \['left'\]; expected some of encoder, decoder"):
+        load_med(saved)
+
+
+def test_another_image_size_interpolates_positions_alone(saved: Path, med: MED) -> None:
+    loaded = load_med(saved, image_size=32)
+    assert (loaded.med.image_size, loaded.architecture.image_size) == (32, 32)
+    assert loaded.med.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 17, 32)
+    own = med.state_dict()
+    changed = [name for name, tensor in loaded.med.state_dict().items() if not torch.equal(tensor, own[name])]
+    assert changed == ["image_encoder.vit.pos_embed"]
+    with pytest.raises(ConfigError, match="image size 20: must be a multiple of the patch size 8"):
+        load_med(saved, image_size=20)
 
 
 def test_a_checkpoint_without_its_tokenizer_is_named(saved: Path) -> None:
