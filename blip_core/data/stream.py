@@ -6,7 +6,7 @@ these. How far each lane has been read says all that a resumed training needs to
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TypedDict
 
 import torch
@@ -86,7 +86,7 @@ class PairStream:
         """Images that were passed over in this process's lanes, since the training's beginning."""
         return sum(progress.undecodable for progress in self._progress.values())
 
-    def batches(self, position: Position | None = None) -> Iterator[PairBatch]:
+    def batches(self, position: Position | None = None) -> Generator[PairBatch, None, None]:
         """Batches from a position on, this process's or a merged one; from the beginning where there is none.
 
         Raises ConfigError where the position is of another number of lanes, or lacks one of this process's.
@@ -112,7 +112,7 @@ class PairStream:
                 )
             self._sample, self._progress = position["sample"], {lane: saved[lane] for lane in own}
 
-    def _batches(self) -> Iterator[PairBatch]:
+    def _batches(self) -> Generator[PairBatch, None, None]:
         began = time.monotonic()
         samples = self._samples()
         while True:

@@ -7,6 +7,7 @@ from (seed, step, process), so a resumed run repeats an unbroken one.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,15 +71,16 @@ def train(
     )
     saved = state.restore(objective, optimizer) or Saved(0, None)
     data = stream(processes.rank(), processes.world())
-    batches = data.batches(saved.position)
     stepper = _Stepper(objective, model, optimizer, config, seed, accelerator.device)
     log = _Log(name, config, accelerator, metrics, data, saved.step, progress)
-    for step in range(saved.step, config.steps):
-        losses, norm = stepper.step(step, batches)
-        log.see(step + 1, losses, norm)
-        if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-            position = merge_positions(processes.gather_objects(data.position))
-            state.save(objective, optimizer, Saved(step + 1, position), accelerator.is_main_process)
+    # closed, the workers end at once, whatever ended the training
+    with closing(data.batches(saved.position)) as batches:
+        for step in range(saved.step, config.steps):
+            losses, norm = stepper.step(step, batches)
+            log.see(step + 1, losses, norm)
+            if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+                position = merge_positions(processes.gather_objects(data.position))
+                state.save(objective, optimizer, Saved(step + 1, position), accelerator.is_main_process)
     log.close()
     return Trained(parallel.model_state(objective), _undecodable(data), accelerator.is_main_process)
 

@@ -26,12 +26,12 @@ SECONDS = 120
 # In the order in which a run comes by: what must be on disk for the run to be killed there.
 MOMENTS: dict[str, Callable[[Workspace, Round], bool]] = {
     "first shard": lambda workspace, _: any(workspace.shards.glob("*.parquet")),
-    "amid pre-training": lambda _, made: (made.root / ".med.training" / "state.json").exists(),
+    "amid pre-training": lambda _, made: any((made.root / ".med.training").glob("*/state.json")),
     "MED": lambda _, made: (made.med / "config.json").exists(),
     "Captioner": lambda _, made: (made.captioner / "config.json").exists(),
     "first annotation part": lambda _, made: any(made.annotations.glob("*.parquet")),
     "first corpus part": lambda _, made: any(made.corpus.glob("*.parquet")),
-    "amid retraining": lambda _, made: (made.root / ".retrained.training" / "state.json").exists(),
+    "amid retraining": lambda _, made: any((made.root / ".retrained.training").glob("*/state.json")),
 }
 
 
