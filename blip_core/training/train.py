@@ -194,6 +194,6 @@ class _Log:
         return measured
 
     def close(self) -> None:
-        """Ends the trackers."""
-        if self.config.trackers:
-            self.accelerator.end_training()
+        """Ends the trackers; accelerate's `end_training` would end the process group as well."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
