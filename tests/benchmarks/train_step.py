@@ -109,7 +109,7 @@ def _benchmark(architecture: Architecture, options: argparse.Namespace) -> dict[
     batch = objective.tokenize(pairs, device)
     flops = _flops(objective, batch, config)
     if config.compile:
-        objective.med.compile_layers()
+        objective.compile_layers()
     sides = {"ours": _our_side(objective, batch, config), **_their_sides(theirs, batch, config)}
     seconds, peak = _measure(sides, options.repeats, device, config)
     return {
