@@ -29,8 +29,12 @@ from blip_core.training.recipe import TrainConfig, check_recipe
 class Checkpoints(Settings):
     """Models that are given, not trained."""
 
-    captioner: str | None = setting(None, "folder of a Captioner's checkpoint; null: the round's own")
-    filter: str | None = setting(None, "folder of a Filter's checkpoint; null: the round's own")
+    captioner: str | None = setting(
+        None, "a Captioner's checkpoint: a folder, a .pth file, or a name on the hub; null: the round's own"
+    )
+    filter: str | None = setting(
+        None, "a Filter's checkpoint: a folder, a .pth file, or a name on the hub; null: the round's own"
+    )
 
 
 class BootstrapConfig(BaseModel):

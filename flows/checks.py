@@ -42,13 +42,13 @@ def _predicate(config: BootstrapConfig) -> None:
 
 
 def _given_models(config: BootstrapConfig) -> None:
-    read_checkpoint_config(captioner_folder(config))
-    read_checkpoint_config(filter_folder(config))
+    read_checkpoint_config(captioner_folder(config), face="decoder")
+    read_checkpoint_config(filter_folder(config), face="encoder")
 
 
 def _both_given(config: BootstrapConfig) -> None:
     if config.checkpoints.captioner is None or config.checkpoints.filter is None:
-        raise ConfigError("clean: checkpoints.captioner and checkpoints.filter must both name a checkpoint folder")
+        raise ConfigError("clean: checkpoints.captioner and checkpoints.filter must both name a checkpoint")
 
 
 _CHECKS: dict[str, tuple[Check, ...]] = {

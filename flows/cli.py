@@ -6,7 +6,7 @@ wrong is answered in one line before a server is started.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,15 @@ Settings = Annotated[
 WorkspaceOption = Annotated[str | None, typer.Option("--workspace", help="Overrides the configured workspace.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Overrides the configured seed.")]
 RoundOption = Annotated[int | None, typer.Option("--round", help="Overrides the configured round.")]
+SOURCES = "a folder of this project or of transformers, a .pth file of the original release, or a name on the hub"
+FilterSource = Annotated[str, typer.Option("--filter", metavar="SRC", help=f"The Filter's checkpoint: {SOURCES}.")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Side of the images in pixels; positions are interpolated.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="SRC", help="Replaces the checkpoint's; .pth files have bert-base-uncased."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Prints one JSON value on stdout, and everything else on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Prints Prefect's log as well.")]
 
@@ -175,6 +184,51 @@ def report(
         _print_json(build_report(opened, number))
     else:
         typer.echo(write_report(opened, number))
+
+
+@app.command()
+def score(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts, each judged by itself.")],
+    filter: FilterSource,
+    open_with: Annotated[
+        Literal["enc", "cls"],
+        typer.Option(help="enc: as the Filter was trained; cls: as blip_itm.py and transformers score."),
+    ] = "enc",
+    image_size: ImageSize = None,
+    tokenizer: TokenizerOption = None,
+    json: Json = False,
+) -> None:
+    """ITM and ITC scores of texts for an image: the probability of 'match', and the cosine of the embeddings."""
+    from flows.score import score_texts
+    from flows.tables import print_rows, to_json
+
+    rows = score_texts(image, texts, filter, open_with == "enc", image_size, tokenizer)
+    if json:
+        typer.echo(to_json(rows))
+    else:
+        print_rows(rows)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help=f"The checkpoint to read: {SOURCES}.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; for release, the file.")],
+    to: Annotated[
+        Literal["capfilt", "transformers", "release"],
+        typer.Option(help="capfilt: this project's; transformers: a BLIP for from_pretrained; release: a .pth file."),
+    ],
+    kind: Annotated[
+        Literal["captioner", "filter"] | None,
+        typer.Option(help="Which of the two to write, where the checkpoint is of a model that can be both."),
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    image_size: ImageSize = None,
+) -> None:
+    """Checkpoints from one format to another: this project's, transformers' and the original release's."""
+    from flows.convert import convert_checkpoint
+
+    typer.echo(convert_checkpoint(source, target, to, kind, tokenizer, image_size))
 
 
 def _load(path: Path, settings: list[str], **overrides: Any) -> "BootstrapConfig":

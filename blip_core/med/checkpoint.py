@@ -4,7 +4,7 @@ BLIP checkpoints of others are read as well (`foreign.py`). The digest identifie
 annotations record it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def load_med(
     """Reads a checkpoint: of this project, of transformers' BLIP, or of the original release.
 
     Args:
-        source: a folder; a .pth file of the release; or a name on the hub, whose files are fetched.
+        source: a folder; a .pth file of the release; or a name on the hub (owner/name), whose files are fetched.
         image_size: side of the images to come, in pixels; positions are interpolated to it. None: the checkpoint's.
         tokenizer: a folder or name that replaces the checkpoint's own; the release's files have none, and are read
             with bert-base-uncased if nothing else is given.
@@ -73,8 +73,7 @@ def load_med(
     another model, and where the face is not there; ConfigError for an image size that the patches do not divide.
     """
     stored, config = _read(source)
-    if face is not None and face not in stored.faces:
-        raise CheckpointError(f"checkpoint {source}: has no text {face}; it can {WITHOUT[face]}")
+    _check_face(source, stored.faces, face)
     architecture = _resized(stored.architecture, image_size)
     words = _tokenizer(source, stored, tokenizer)
     with torch.device("meta"):
@@ -83,14 +82,21 @@ def load_med(
     return LoadedMED(med.to(device).eval(), words, stored.digest, architecture, config)
 
 
-def read_checkpoint_config(source: str | Path) -> dict[str, Any]:
+def read_checkpoint_config(source: str | Path, face: Face | None = None) -> dict[str, Any]:
     """What a checkpoint says of itself: med (sizes), faces, vocabulary, digest; config.json of one of this project.
 
-    Raises CheckpointError where there is none, or one that describes no MED.
+    Raises CheckpointError where there is none, one that describes no MED, or one without the face that is needed.
     """
     path = locate(source)
     own = _own_config(path)
-    return own if own is not None else _read_foreign(path)[1]
+    config = own if own is not None else _read_foreign(path)[1]
+    _check_face(source, config["faces"], face)
+    return config
+
+
+def _check_face(source: str | Path, faces: Collection[str], face: Face | None) -> None:
+    if face is not None and face not in faces:
+        raise CheckpointError(f"checkpoint {source}: has no text {face}; it can {WITHOUT[face]}")
 
 
 def _description(architecture: Architecture, faces: tuple[Face, ...], vocabulary: int, digest: str) -> dict[str, Any]:
@@ -114,6 +120,8 @@ def _own_config(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path / CONFIG}: a model of type {values['model_type']!r}; {EXPECTED}")
     if missing := {"med", "faces", "vocabulary", "digest"} - values.keys():
         raise CheckpointError(f"{path / CONFIG}: does not describe a MED; it has no {', '.join(sorted(missing))}")
+    if not isinstance(values["faces"], list) or not set(FACES) & set(values["faces"]):
+        raise CheckpointError(f"{path / CONFIG}: faces is {values['faces']}; expected some of {', '.join(FACES)}")
     if not (path / WEIGHTS).is_file():
         raise CheckpointError(f"checkpoint {path}: no {WEIGHTS}; expected it beside {CONFIG}")
     return values
@@ -136,14 +144,11 @@ def _read_own(folder: Path, config: dict[str, Any]) -> Stored:
         architecture = architecture_from(config["med"])
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: does not describe a MED ({error})") from error
-    faces = tuple(face for face in FACES if face in config["faces"])
-    if not faces:
-        raise CheckpointError(f"{folder / CONFIG}: faces is {config['faces']}; expected some of {', '.join(FACES)}")
     return Stored(
         origin=folder / WEIGHTS,
         format=FORMAT,
         architecture=architecture,
-        faces=faces,
+        faces=tuple(face for face in FACES if face in config["faces"]),
         vocabulary=config["vocabulary"],
         weights={name: (name, tensor) for name, tensor in read_weights([folder / WEIGHTS]).items()},
         digest=config["digest"],

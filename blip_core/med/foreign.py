@@ -7,6 +7,7 @@ a captioning checkpoint has the decoder, a retrieval or ITM one the encoder, a p
 import math
 import re
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -67,7 +68,7 @@ class Stored(NamedTuple):
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a checkpoint's source is to be looked for on the hub: owner/name, and nothing of that name is here."""
+    """Whether a source is to be looked for on the hub: owner/name, where no such path is here."""
     return bool(HUB_NAME.fullmatch(source)) and not Path(source).exists()
 
 
@@ -84,6 +85,7 @@ def locate(source: str | Path) -> Path:
     return path
 
 
+@cache
 def _fetch(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_SAFETENSORS]))

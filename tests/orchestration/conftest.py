@@ -1,16 +1,19 @@
-"""What the flow tests share: Prefect's test server, a tiny synthetic web, and a configuration for it."""
+"""What these tests share: Prefect's test server, a tiny synthetic web, a configuration for it, and the command line."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+import flows.run
 from blip_core.scenes.server import serve_scenes
 from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
+from flows.cli import main
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -54,3 +57,23 @@ def configure(tiny_web: Path, tmp_path: Path) -> Configure:
         return path
 
     return write
+
+
+@pytest.fixture
+def capfilt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process: (exit status, stdout, stderr)."""
+
+    def leave(status: Any) -> NoReturn:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(flows.run, "leave", leave)
+    monkeypatch.setattr(flows.run, "run_flow", lambda *_: pytest.fail("the flow was started"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["capfilt", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        output = capsys.readouterr()
+        return int(end.value.code or 0), output.out, output.err
+
+    return run

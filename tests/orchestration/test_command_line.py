@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,35 +15,14 @@ import yaml
 
 import flows.run
 from blip_core.workspace import Workspace
-from flows.cli import app, main
+from flows.cli import app
 
 Configure = Callable[..., Path]
-Capture = pytest.CaptureFixture[str]
 
 COMMANDS = (
     "demo", "bootstrap", "clean", "download", "pretrain", "finetune", "annotate", "publish", "retrain", "evaluation",
-    "query", "report",
+    "train", "score", "convert", "query", "report",
 )  # fmt: skip
-
-
-@pytest.fixture
-def capfilt(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command in this process: (exit status, stdout, stderr)."""
-
-    def leave(status: Any) -> NoReturn:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(flows.run, "leave", leave)
-    monkeypatch.setattr(flows.run, "run_flow", lambda *_: pytest.fail("the flow was started"))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["capfilt", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = capsys.readouterr()
-        return int(end.value.code or 0), output.out, output.err
-
-    return run
 
 
 def web(path: Path | str, **columns: str) -> dict[str, dict[str, str]]:

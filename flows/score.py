@@ -1,0 +1,46 @@
+"""`capfilt score`: what a Filter says of texts for one image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from blip_core.capfilt.filter import Filter
+from blip_core.data.images import UnreadableImage, decode_image
+from blip_core.data.transforms import eval_transform
+from blip_core.errors import ConfigError, InputError
+from blip_core.med.tokenizer import clean_caption
+
+
+def score_texts(
+    image: Path,
+    texts: Sequence[str],
+    filter: str,
+    open_with_enc: bool = True,
+    image_size: int | None = None,
+    tokenizer: str | None = None,
+) -> pa.Table:
+    """One row a text: text, itm_score (probability of 'match', 0..1) and itc_score (cosine, -1..1).
+
+    Raises ConfigError for a text without a word, InputError for a file that is no whole image, and CheckpointError
+    as `Filter.load` does.
+    """
+    if wordless := [text for text in texts if not clean_caption(text)]:
+        raise ConfigError(f"text {wordless[0]!r}: holds no word; expected a text to score")
+    try:
+        picture = decode_image(image.read_bytes())
+    except OSError as error:
+        raise InputError(f"image {image}: cannot be read ({error.strerror})") from error
+    except UnreadableImage as error:
+        raise InputError(f"image {image}: {error}") from error
+    judge = Filter.load(filter, "cuda" if torch.cuda.is_available() else "cpu", image_size, tokenizer)
+    pixels = eval_transform(judge.med.image_size)(picture)[None]
+    (scores,) = judge.score(pixels.to(next(judge.med.parameters()).device), [texts], open_with_enc)
+    return pa.table(
+        {
+            "text": list(texts),
+            "itm_score": [score.itm for score in scores],
+            "itc_score": [score.itc for score in scores],
+        }
+    )
