@@ -127,7 +127,7 @@ def _fit(training: Training, workers: int, use_gpu: bool, storage: str, restarts
 def _train_here(training: Training, use_gpu: bool) -> tuple[TrainSummary, list[UserWarning]]:
     """In a worker: the training, and what it warned of, which the worker's own output would hide."""
     if not use_gpu:
-        # otherwise accelerate takes any GPU that it sees, and where there is none looks for no process group
+        # Ray will not always hide the GPUs from a worker that has none, and accelerate takes what it sees
         os.environ["ACCELERATE_USE_CPU"] = "true"
     with warnings.catch_warnings(record=True) as said:
         summary = training()

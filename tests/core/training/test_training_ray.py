@@ -18,7 +18,7 @@ from blip_core.data.pairs import PairSource
 from blip_core.errors import ConfigError, TrainingError
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
-from blip_core.training.on_ray import train_on_ray
+from blip_core.training.on_ray import ENVIRONMENT, train_on_ray
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig
 from blip_core.training.run import TrainSummary
@@ -94,6 +94,22 @@ def test_a_cluster_that_is_not_there_is_named(training: Prepared, tmp_path: Path
         train_on_ray(training(tmp_path / "med"), 2, address="nowhere")
 
 
+def test_an_error_of_the_training_comes_out_as_itself_and_the_cluster_begun_for_it_ends(
+    training: Prepared, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray")
+    uneven = training(tmp_path / "med", replace(CONFIG, accumulation=3))
+    assert not os.environ.keys() & ENVIRONMENT.keys()
+    interrupts = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ConfigError, match=r"^med\.batch_size 8 must be a multiple of med\.accumulation 3$") as caught:
+        train_on_ray(uneven, 1)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert not ray.is_initialized()
+    assert not os.environ.keys() & ENVIRONMENT.keys()
+    assert signal.getsignal(signal.SIGINT) is interrupts
+
+
 def test_more_workers_than_the_cluster_has_room_for_are_refused(
     cluster: None, training: Prepared, tmp_path: Path
 ) -> None:
@@ -103,18 +119,9 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(
         train_on_ray(training(tmp_path / "med"), 2, use_gpu=True)
 
 
-def test_an_error_of_the_training_comes_out_as_itself(cluster: None, training: Prepared, tmp_path: Path) -> None:
-    uneven = training(tmp_path / "med", replace(CONFIG, accumulation=3))
-    with pytest.raises(ConfigError, match=r"^med\.batch_size 8 must be a multiple of med\.accumulation 3$") as caught:
-        train_on_ray(uneven, 1)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
-
-
 def test_two_workers_end_what_one_began_as_one_process_would(cluster: None, training: Prepared, tmp_path: Path) -> None:
     training(tmp_path / "alone")()
     begun = training(tmp_path / "begun", progress=killed_after((1, 3), tmp_path))
-    interrupts = signal.getsignal(signal.SIGINT)
     with pytest.raises(TrainingError, match=r"^training on Ray: worker 0: ActorDiedError: The actor died unexpectedly"):
         train_on_ray(begun, 1, restarts=1)
     assert (tmp_path / "3").exists()
@@ -125,5 +132,3 @@ def test_two_workers_end_what_one_began_as_one_process_would(cluster: None, trai
     assert weights.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=1e-3)
-    assert "RAY_TRAIN_METRICS_ENABLED" not in os.environ
-    assert signal.getsignal(signal.SIGINT) is interrupts
