@@ -20,7 +20,8 @@ from blip_core.corpus.schemas import ANNOTATION_SCHEMA
 from blip_core.data.shards import SHARD_SCHEMA, check_part, write_shard
 from blip_core.data.transforms import eval_transform
 from blip_core.errors import ShardError
-from blip_core.med.checkpoint import save_med
+from blip_core.med.checkpoint import load_med, save_med
+from blip_core.med.convert import write_transformers
 from blip_core.med.generation import CachedDecoder, GenerationConfig, caption_seed, row_uniforms, sample
 from blip_core.med.med import Architecture, build_med
 from blip_core.med.tokenizer import Tokenizer
@@ -267,3 +268,15 @@ def test_the_filter_scores_nothing_where_there_is_no_text(models: tuple[Captione
     assert none == []
     assert 0 <= score.itm <= 1
     assert -1 <= score.itc <= 1
+
+
+def test_models_in_transformers_format_annotate_alike(
+    shard: Path, tmp_path: Path, models: tuple[Captioner, Filter]
+) -> None:
+    write_transformers(tmp_path / "captioner", load_med(checkpoint(tmp_path / "c", 1, 16)), "captioner")
+    write_transformers(tmp_path / "filter", load_med(checkpoint(tmp_path / "f", 2, 24)), "filter")
+    theirs = Captioner.load(tmp_path / "captioner"), Filter.load(tmp_path / "filter")
+    rows = annotate(shard, tmp_path / "part.parquet", models)
+    again = annotate(shard, tmp_path / "again.parquet", theirs)
+    digests = {"captioner": theirs[0].digest, "filter": theirs[1].digest}
+    assert again == [{**row, **{key: digests[key] for key in digests if row[key] is not None}} for row in rows]
