@@ -17,13 +17,14 @@ from blip_core.errors import CheckpointError, ConfigError, WorkspaceError
 from blip_core.files import atomic_folder, read_json, write_json
 from blip_core.med.foreign import EXPECTED, Stored, locate, read_release, read_transformers
 from blip_core.med.image_encoder import resize_positions
-from blip_core.med.med import MED, WITHOUT, Architecture, architecture_from, build_med
+from blip_core.med.med import MED, WITHOUT, Architecture, MEDConfig, architecture_from, build_med
 from blip_core.med.text_transformer import FACES, Face
 from blip_core.med.tokenizer import FILES, Tokenizer, TokenizerConfig
 from blip_core.med.weights import read_weights, weights_digest
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "capfilt"
+MOST, MOST_LAYERS = 1_000_000, 1_000  # of any size, far above what there is
 POSITIONS = "image_encoder.vit.pos_embed"
 
 
@@ -74,6 +75,7 @@ def load_med(
     """
     stored, config = _read(source)
     _check_face(source, stored.faces, face)
+    _check_sizes(stored)
     architecture = _resized(stored.architecture, image_size)
     words = _tokenizer(source, stored, tokenizer)
     with torch.device("meta"):
@@ -120,7 +122,7 @@ def _own_config(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path / CONFIG}: a model of type {values['model_type']!r}; {EXPECTED}")
     if missing := {"med", "faces", "vocabulary", "digest"} - values.keys():
         raise CheckpointError(f"{path / CONFIG}: does not describe a MED; it has no {', '.join(sorted(missing))}")
-    if not isinstance(values["faces"], list) or not set(FACES) & set(values["faces"]):
+    if not isinstance(values["faces"], list) or not any(face in values["faces"] for face in FACES):
         raise CheckpointError(f"{path / CONFIG}: faces is {values['faces']}; expected some of {', '.join(FACES)}")
     if not (path / WEIGHTS).is_file():
         raise CheckpointError(f"checkpoint {path}: no {WEIGHTS}; expected it beside {CONFIG}")
@@ -161,6 +163,26 @@ def _read_foreign(path: Path) -> tuple[Stored, dict[str, Any]]:
     stored = read_release(path) if path.is_file() else read_transformers(path, _config_values(path))
     description = _description(stored.architecture, stored.faces, stored.vocabulary, stored.digest)
     return stored, {**description, "format": stored.format}
+
+
+def _check_sizes(stored: Stored) -> None:
+    """Raises CheckpointError for sizes that no model can have, before one is built."""
+    for name, value in asdict(stored.architecture).items():
+        whole = name not in ("drop_path", "dropout")
+        limit = MOST_LAYERS if name.endswith("depth") else MOST
+        fits = (
+            isinstance(value, int) and 1 <= value <= limit
+            if whole
+            else isinstance(value, int | float) and 0 <= value < 1
+        )
+        if isinstance(value, bool) or not fits:
+            raise CheckpointError(
+                f"{stored.origin}: {name} is {value!r}, expected {f'1 to {limit}' if whole else '0 to 1'}"
+            )
+    try:
+        MEDConfig(**asdict(stored.architecture)).architecture()
+    except ConfigError as error:
+        raise CheckpointError(f"{stored.origin}: {error}") from error
 
 
 def _resized(architecture: Architecture, image_size: int | None) -> Architecture:

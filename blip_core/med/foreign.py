@@ -102,7 +102,7 @@ def _fetch(name: str) -> Path:
 def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:
     """A folder of BlipForConditionalGeneration or BlipForImageTextRetrieval, whose config.json holds `values`."""
     config = _blip_config(folder / "config.json", values)
-    kind = next(iter(config.architectures or []), "")
+    kind = config.architectures[0] if isinstance(config.architectures, list) and config.architectures else ""
     if kind in ("BlipForQuestionAnswering", "BlipModel"):
         raise CheckpointError(
             f"{folder}: a {kind}, which has no counterpart here (BLIP's question answering is not supported, and "
@@ -116,13 +116,17 @@ def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:
     origin = files[0] if len(files) == 1 else folder
     faces = _known_faces(origin, weights, TRANSFORMERS)
     depths = (architecture.image_depth, architecture.text_depth)
+    if (found := TRANSFORMERS.depths(weights, faces)) != depths:
+        raise CheckpointError(
+            f"{origin}: has layers (image, text) {found}; config.json promises {depths} (num_hidden_layers)"
+        )
     return Stored(
         origin=origin,
         format=f"transformers' {kind or 'BLIP'}",
         architecture=architecture,
         faces=faces,
         vocabulary=config.text_config.vocab_size,
-        weights=_with_temperature(to_ours(origin, weights, TRANSFORMERS, faces, depths), faces),
+        weights=_with_temperature(to_ours(origin, weights, TRANSFORMERS, faces), faces),
         digest=weights_digest(files),
         tokenizer=folder if any((folder / name).is_file() for name in FILES) else None,
         tokens={DECODE: config.text_config.bos_token_id, END: config.text_config.sep_token_id},
@@ -132,7 +136,7 @@ def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:
 def _blip_config(path: Path, values: Mapping[str, Any]) -> Any:
     try:
         return BlipConfig.from_dict(dict(values))
-    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise CheckpointError(f"{path}: does not describe a BLIP ({' '.join(str(error).split())})") from error
 
 

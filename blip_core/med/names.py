@@ -72,22 +72,17 @@ class NameTable:
 
 
 def to_ours(
-    origin: str | Path,
-    weights: Weights,
-    table: NameTable,
-    faces: tuple[Face, ...],
-    depths: tuple[int, int] | None = None,
+    origin: str | Path, weights: Weights, table: NameTable, faces: tuple[Face, ...]
 ) -> dict[str, tuple[str, Tensor]]:
     """Their weights under our names, each with the name that it has there.
 
     Args:
         origin: the file, for messages.
         faces: those that the checkpoint has.
-        depths: layers that it must have, of the image encoder and the text transformer; None for those it has.
 
     Raises CheckpointError naming what is missing, unknown, or held twice with different values.
     """
-    required = table.pairs(faces, *(depths or table.depths(weights, faces)))
+    required = table.pairs(faces, *table.depths(weights, faces))
     pairs = [*required, *(line for line in table.optional if line[1] in weights)]
     _check_missing(origin, weights, required, table)
     known = {theirs for _, theirs in pairs}

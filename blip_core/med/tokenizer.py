@@ -114,11 +114,13 @@ class Tokenizer:
             raise CheckpointError(f"tokenizer {source}: the folder has neither {' nor '.join(FILES)}")
         try:
             pieces: Any = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # what reads tokenizer.json raises nothing narrower
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"tokenizer {source}: neither a tokenizer folder nor a name that can be loaded ({reason})"
             ) from error
+        if not isinstance(pieces.model_max_length, int | float):
+            raise CheckpointError(f"tokenizer {source}: model_max_length is {pieces.model_max_length!r}, not a number")
         if max_tokens:
             pieces.model_max_length = max_tokens
         return cls(pieces)

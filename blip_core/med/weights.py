@@ -5,6 +5,7 @@ Files are mapped into memory, so that what is not asked for (momentum parts, que
 
 import hashlib
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,6 +23,8 @@ from blip_core.files import read_json
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+# what torch's reader raises on torn files, besides its own refusal
+MALFORMED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, OSError, struct.error)
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -78,7 +81,7 @@ def read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
         raise CheckpointError(f"{path}: {_refusal(str(error))}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{path}: torn, or not a torch file ({first_line(error)})") from error
 
 

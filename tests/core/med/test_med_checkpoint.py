@@ -130,6 +130,25 @@ def test_missing_unknown_and_misshapen_weights_are_named(saved: Path) -> None:
         load_med(saved)
 
 
+@pytest.mark.parametrize(
+    ("size", "value", "named"),
+    [
+        ("text_depth", 0, r"text_depth is 0, expected 1 to 1000"),
+        ("image_depth", 10**12, r"image_depth is 10{12}, expected 1 to 1000"),
+        ("image_width", "wide", r"image_width is 'wide', expected 1 to "),
+        ("dropout", -0.1, r"dropout is -0\.1, expected 0 to 1"),
+        ("image_heads", 5, r"med\.image_width 32 must be a multiple of med\.image_heads 5"),
+        ("projection", True, r"projection is True, expected 1 to"),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_named(saved: Path, size: str, value: object, named: str) -> None:
+    config = saved / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "med": {**values["med"], size: value}}))
+    with pytest.raises(CheckpointError, match=named):
+        load_med(saved)
+
+
 def test_faces_that_there_are_not_are_named(saved: Path) -> None:
     config = saved / "config.json"
     values = json.loads(config.read_text())
