@@ -20,7 +20,7 @@ from blip_core.med.image_encoder import resize_positions
 from blip_core.med.med import MED, WITHOUT, Architecture, MEDConfig, architecture_from, build_med
 from blip_core.med.text_transformer import FACES, Face
 from blip_core.med.tokenizer import FILES, Tokenizer, TokenizerConfig
-from blip_core.med.weights import read_weights, weights_digest
+from blip_core.med.weights import digest, read_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "capfilt"
@@ -49,9 +49,9 @@ def save_med(folder: Path, med: MED, architecture: Architecture, tokenizer: Toke
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in med.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
         tokenizer.save(temporary)
-        digest = weights_digest([temporary / WEIGHTS])
-        write_json(temporary / CONFIG, {**_description(architecture, med.faces, len(tokenizer), digest), **origin})
-    return digest
+        made = digest([temporary / WEIGHTS])
+        write_json(temporary / CONFIG, {**_description(architecture, med.faces, len(tokenizer), made), **origin})
+    return made
 
 
 def load_med(

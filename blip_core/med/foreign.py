@@ -9,11 +9,11 @@ import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BlipConfig
 
@@ -22,9 +22,9 @@ from blip_core.med.med import INITIAL_TEMPERATURE, PRESETS, Architecture
 from blip_core.med.names import NameTable, to_ours
 from blip_core.med.release_names import RELEASE
 from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Face
-from blip_core.med.tokenizer import DECODE, ENCODE, END, FILES
+from blip_core.med.tokenizer import DECODE, ENCODE, END, FILES, HUB_ERRORS, HUB_FILES
 from blip_core.med.transformers_names import TRANSFORMERS
-from blip_core.med.weights import find_weights, first_line, read_weights, weights_digest
+from blip_core.med.weights import find_weights, first_line, read_weights, standing_digest
 
 RELEASE_TOKENIZER = "bert-base-uncased"
 RELEASE_HEAD_WIDTH = 64  # of ViT-B, ViT-L and BERT-base; the files do not record the number of heads
@@ -38,11 +38,8 @@ EXPECTED = (
     "name on the hub such as Salesforce/blip-image-captioning-base"
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
 HUB_SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 HUB_TORCH = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-# the second is what the library beneath raises: its name differs between versions
-HUB_ERRORS = (OSError, ValueError, cast(type[Exception], HfHubHTTPError.__base__))
 
 
 class Stored(NamedTuple):
@@ -127,7 +124,7 @@ def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:
         faces=faces,
         vocabulary=config.text_config.vocab_size,
         weights=_with_temperature(to_ours(origin, weights, TRANSFORMERS, faces), faces),
-        digest=weights_digest(files),
+        digest=standing_digest(files),
         tokenizer=folder if any((folder / name).is_file() for name in FILES) else None,
         tokens={DECODE: config.text_config.bos_token_id, END: config.text_config.sep_token_id},
     )
@@ -195,7 +192,7 @@ def read_release(path: Path) -> Stored:
         faces=faces,
         vocabulary=vocabulary,
         weights=_with_temperature(ours, faces),
-        digest=weights_digest([path]),
+        digest=standing_digest([path]),
         tokenizer=RELEASE_TOKENIZER,
         tokens={DECODE: vocabulary - 2, ENCODE: vocabulary - 1},
     )

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer as WordPieceTokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
@@ -19,11 +21,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from blip_core.errors import CheckpointError, InputError
+from blip_core.med.weights import first_line
 from blip_core.settings import Settings, setting
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DECODE, ENCODE = "[DEC]", "[ENC]"
 FILES = ("tokenizer.json", "vocab.txt")
+HUB_FILES = [*FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"]
+# the last is what the library beneath raises: its name differs between versions
+HUB_ERRORS = (OSError, ValueError, cast(type[Exception], HfHubHTTPError.__base__))
 
 
 @dataclass(frozen=True)
@@ -109,16 +115,14 @@ class Tokenizer:
         Args:
             max_tokens: replaces the limit that was saved with it.
         """
-        if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in FILES):
+        folder = _folder(source)
+        if not any((folder / name).is_file() for name in FILES):
             # without its files, some classes of transformers make a tokenizer of no words
             raise CheckpointError(f"tokenizer {source}: the folder has neither {' nor '.join(FILES)}")
         try:
-            pieces: Any = AutoTokenizer.from_pretrained(str(source))
+            pieces: Any = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # what reads tokenizer.json raises nothing narrower
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"tokenizer {source}: neither a tokenizer folder nor a name that can be loaded ({reason})"
-            ) from error
+            raise CheckpointError(f"tokenizer {source}: cannot be read ({first_line(error)})") from error
         if not isinstance(pieces.model_max_length, int | float):
             raise CheckpointError(f"tokenizer {source}: model_max_length is {pieces.model_max_length!r}, not a number")
         if max_tokens:
@@ -141,6 +145,21 @@ class Tokenizer:
         by_count = sorted((word for word in counts if word not in known), key=lambda word: (-counts[word], word))
         units += by_count[: max(0, vocabulary - len(units))]
         return cls(_pieces({unit: index for index, unit in enumerate(units)}, max_tokens))
+
+
+def _folder(source: str | Path) -> Path:
+    """The folder itself, or one with the files of that name on the hub.
+
+    They are fetched first, and then read: transformers would ask a missing network over and over.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+    except HUB_ERRORS as error:
+        raise CheckpointError(
+            f"tokenizer {source}: neither a tokenizer folder nor a name that can be loaded ({first_line(error)})"
+        ) from error
 
 
 def _word_counts(texts: Iterable[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ import hashlib
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -103,20 +103,25 @@ def _state_dict(path: Path, saved: Any) -> dict[str, Tensor]:
     return inner
 
 
-def weights_digest(files: Sequence[Path]) -> str:
-    """16 hexadecimal digits that identify the files' bytes; those of a large file are read once for a process."""
+def digest(files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that identify the files' bytes."""
+    sha256 = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                sha256.update(part)
+    return sha256.hexdigest()[:16]
+
+
+def standing_digest(files: Sequence[Path]) -> str:
+    """The same of files that stay as they are: in one process they are read once, as long as size and time are kept."""
     stats = [file.stat() for file in files]
-    return _digest(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)))
+    return _kept_digest(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)))
 
 
 @lru_cache(maxsize=16)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, _, _ in files:
-        with path.open("rb") as file:
-            for part in iter(lambda: file.read(1 << 20), b""):
-                digest.update(part)
-    return digest.hexdigest()[:16]
+def _kept_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    return digest(path for path, _, _ in files)
 
 
 def first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from tokenizers import Tokenizer as WordPieceTokenizer
@@ -9,6 +10,7 @@ from tokenizers.models import WordPiece
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from blip_core.errors import CheckpointError, InputError
+from blip_core.med import tokenizer
 from blip_core.med.tokenizer import Tokenizer, clean_caption
 
 WORDS = ["a red circle", "a red square, under a circle", "two red rings; a star?", "café au lait", "no. 42"]
@@ -94,6 +96,28 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"has neither tokenizer\.json nor vocab\.txt"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_name_is_fetched_from_the_hub_without_the_model(
+    learnt: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt.save(tmp_path)
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        assert name == "bert-base-somehow"
+        assert not [pattern for pattern in allow_patterns if "model" in pattern or "*" in pattern]
+        return str(tmp_path)
+
+    monkeypatch.setattr(tokenizer, "snapshot_download", fetch)
+    assert torch.equal(Tokenizer.load("bert-base-somehow")(["a red star"]).ids, learnt(["a red star"]).ids)
+
+
+def test_a_name_without_a_network_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        CheckpointError, match=r"no-such-bert: neither a tokenizer folder nor a name that can be loaded"
+    ):
+        Tokenizer.load("no-such-bert")
 
 
 def test_a_tokenizer_without_bert_s_tokens_is_refused() -> None:
