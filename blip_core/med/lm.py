@@ -25,7 +25,7 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0, t
         logits: (B, L, V); place i predicts token i + 1.
         ids: (B, L) int64.
         mask, prompt_length: which of them are predicted, as in `predicted`.
-        tokens: what the sum is divided by; None for the number of tokens predicted here.
+        tokens: what the sum is divided by, at least 1; None for the number of tokens predicted here.
     """
     counted = predicted(mask, prompt_length)
     # the last place has nothing to predict; cutting it off would copy all logits, and their gradients
@@ -37,4 +37,4 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, prompt_length: int = 0, t
         label_smoothing=LABEL_SMOOTHING,
         reduction="sum",
     )
-    return total / (counted.sum() if tokens is None else tokens)
+    return total / (counted.sum() if tokens is None else tokens).clamp(min=1)

@@ -106,5 +106,6 @@ def check_trackers(config: TrainConfig) -> None:
 def start_trackers(accelerator: Accelerator, name: str, config: TrainConfig) -> None:
     """Opens the trackers that accelerate was made with, a run for each model."""
     if config.trackers:
-        plain = {key: str(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-        accelerator.init_trackers(f"capfilt-{name}", {key: value for key, value in plain.items() if value is not None})
+        plain = {key: value for key, value in asdict(config).items() if isinstance(value, (bool, int, float, str))}
+        beside_the_metrics = {"wandb": {"dir": accelerator.project_dir}}
+        accelerator.init_trackers(f"capfilt-{name}", plain, init_kwargs=beside_the_metrics)
