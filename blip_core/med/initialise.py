@@ -28,7 +28,7 @@ from blip_core.med.image_encoder import ImageEncoder, resize_positions
 from blip_core.med.med import MED, MEDConfig
 from blip_core.med.names import to_ours
 from blip_core.med.text_transformer import FACES, LAYER_NORM_EPSILON, Attention, TextTransformer
-from blip_core.med.weights import read_torch, read_weights
+from blip_core.med.weights import first_line, read_torch, read_weights
 
 Weights = dict[str, Tensor]
 
@@ -107,7 +107,7 @@ def _read_timm(name: str, vit: VisionTransformer) -> Weights:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"image weights {name}: timm cannot load them ({_first_line(error)}); "
+            f"image weights {name}: timm cannot load them ({first_line(error)}); "
             f"expected the name of a pre-trained ViT, or, without network, a local file ({', '.join(IMAGE_FILES)})"
         ) from error
     if not isinstance(model, VisionTransformer):
@@ -152,7 +152,7 @@ def _read_npz(source: str, vit: VisionTransformer) -> Weights:
         heads = shapes[f"Transformer/encoderblock_0/{query}"][1]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"image weights {source}: not a ViT of the JAX releases, or torn ({_first_line(error)})"
+            f"image weights {source}: not a ViT of the JAX releases, or torn ({first_line(error)})"
         ) from error
     theirs = VisionTransformer(
         img_size=patch * math.isqrt(tokens - 1),
@@ -220,7 +220,7 @@ def _read_bert(source: str, text: TextTransformer) -> Weights:
             loaded: Any = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
-            f"{origin}: cannot be loaded ({_first_line(error)}); expected the name of a BERT on the hub, "
+            f"{origin}: cannot be loaded ({first_line(error)}); expected the name of a BERT on the hub, "
             "or, without network, a folder as save_pretrained writes it"
         ) from error
     model, report = loaded
@@ -281,7 +281,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -140,6 +140,10 @@ def test_relative_paths_begin_at_the_file_and_the_workspace_at_the_current_folde
     assert config.held_out is not None
     assert Path(config.held_out.path).resolve() == tmp_path.parent.resolve() / "held.parquet"
     assert config.truth == str(tmp_path / "truth.parquet")
+    # what is not there may be a name on the hub
+    assert (config.checkpoints.captioner, config.checkpoints.filter) == ("models/c", None)
+    (tmp_path / "models" / "c").mkdir(parents=True)
+    config = load_config(write(tmp_path, values))
     assert (config.checkpoints.captioner, config.checkpoints.filter) == (str(tmp_path / "models" / "c"), None)
     remote = {**SMALLEST, "web": {"path": "s3://bucket/urls.parquet"}}
     assert load_config(write(tmp_path, remote)).web.path == "s3://bucket/urls.parquet"

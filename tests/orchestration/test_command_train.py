@@ -13,8 +13,21 @@ from blip_core.med.checkpoint import load_med
 LAUNCHERS = {
     "alone": [],
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    + ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"],
+    "accelerate": [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_cpu_threads_per_process",
+        "1",
+    ],
 }
 
 
