@@ -13,6 +13,7 @@ import torch
 from blip_core.data.pairs import PairSource
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig
 
@@ -22,16 +23,15 @@ def main(settings: dict) -> None:
         if done == settings.get("kill_after"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    pretrain(
-        Path(settings["target"]),
-        [PairSource(Path(path)) for path in settings["sources"]],
-        MEDConfig(**settings["med"]),
-        TrainConfig(**settings["train"]),
-        TokenizerConfig(**settings["tokenizer"]),
-        settings["seed"],
-        Path(settings["metrics"]),
-        killed,
-    )
+    target, metrics, seed = Path(settings["target"]), Path(settings["metrics"]), settings["seed"]
+    sources = [PairSource(Path(path)) for path in settings["sources"]]
+    train = TrainConfig(**settings["train"])
+    if start := settings.get("start"):
+        finetune = {"captioner": finetune_captioner, "filter": finetune_filter}[target.name]
+        finetune(target, Path(start), sources, train, seed, metrics, killed)
+    else:
+        sizes, words = MEDConfig(**settings["med"]), TokenizerConfig(**settings["tokenizer"])
+        pretrain(target, sources, sizes, train, words, seed, metrics, killed)
 
 
 if __name__ == "__main__":

@@ -37,17 +37,18 @@ Run = Callable[..., "Outcome"]
 class Outcome:
     """A finished process tree, and what it left."""
 
-    def __init__(self, root: Path, status: int, errors: str) -> None:
-        self.root = root
+    def __init__(self, target: Path, status: int, errors: str) -> None:
+        self.target = target
         self.status = status
         self.errors = errors
 
     def curve(self) -> list[list[float]]:
-        rows = [json.loads(line) for line in (self.root / "med.jsonl").read_text().splitlines()]
-        return [[row[name] for name in ("itc", "itm", "lm", "gradient_norm")] for row in rows]
+        rows = [json.loads(line) for line in self.target.with_suffix(".jsonl").read_text().splitlines()]
+        names = [name for name in ("itc", "itm", "lm", "gradient_norm") if rows[0][name] is not None]
+        return [[row[name] for name in names] for row in rows]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return load_file(self.root / "med" / "model.safetensors")
+        return load_file(self.target / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def run(sources: list[PairSource], sizes: MEDConfig, words: TokenizerConfig) -> 
     # two processes draw their dropout apart, as they should
     med = asdict(replace(sizes, dropout=0.0, drop_path=0.0))
 
-    def launch(root: Path, processes: int, config: TrainConfig, **more: Any) -> Outcome:
+    def launch(root: Path, processes: int, config: TrainConfig, model: str = "med", **more: Any) -> Outcome:
         root.mkdir(parents=True, exist_ok=True)
         settings = {
-            "target": str(root / "med"),
-            "metrics": str(root / "med.jsonl"),
+            "target": str(root / model),
+            "metrics": str(root / f"{model}.jsonl"),
             "sources": [str(source.path) for source in sources],
             "med": med,
             "train": asdict(config),
@@ -72,7 +73,7 @@ def run(sources: list[PairSource], sizes: MEDConfig, words: TokenizerConfig) -> 
         command = [sys.executable, *(launcher if processes > 1 else []), str(PROGRAM), str(root / "settings.json")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-        return Outcome(root, ended.returncode, ended.stderr)
+        return Outcome(root / model, ended.returncode, ended.stderr)
 
     return launch
 
@@ -103,6 +104,17 @@ def test_two_processes_give_the_result_of_one(
     run: Run, alone: Outcome, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     assert_same(run(tmp_path, 2, replace(CONFIG, **changes)), alone, 1e-4)
+
+
+@pytest.mark.parametrize(("model", "parallel"), [("captioner", "ddp"), ("filter", "fsdp")])
+def test_two_processes_fine_tune_as_one_does_though_a_face_is_idle(
+    run: Run, alone: Outcome, tmp_path: Path, model: str, parallel: str
+) -> None:
+    config = replace(CONFIG, steps=3)
+    whole = run(tmp_path / "one", 1, config, model, start=str(alone.target))
+    assert whole.status == 0, whole.errors
+    together = replace(config, parallel=parallel)
+    assert_same(run(tmp_path / "two", 2, together, model, start=str(alone.target)), whole, 1e-4)
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (2, 2), (2, 1)], ids=["one", "two", "two-then-one"])
