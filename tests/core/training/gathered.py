@@ -42,6 +42,7 @@ def main(pairs: Path, target: Path) -> None:
     if processes.rank() == 0:
         save_file(found, target)
     processes.wait()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

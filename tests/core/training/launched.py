@@ -38,3 +38,5 @@ if __name__ == "__main__":
     warnings.simplefilter("error", UserWarning)
     torch.set_num_threads(1)
     main(json.loads(Path(sys.argv[1]).read_text()))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
