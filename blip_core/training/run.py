@@ -10,11 +10,11 @@ from blip_core.data.stream import PairStream
 from blip_core.data.transforms import train_transform
 from blip_core.med.checkpoint import CONFIG, read_checkpoint_config, save_med
 from blip_core.med.med import MED, Architecture, build_med
-from blip_core.training import processes
+from blip_core.training import parallel, processes
 from blip_core.training.objectives import Objective
 from blip_core.training.recipe import TrainConfig, check_recipe
 from blip_core.training.state import TrainingState
-from blip_core.training.train import Progress, Trained, train
+from blip_core.training.train import Progress, train
 
 
 class TrainSummary(NamedTuple):
@@ -59,22 +59,27 @@ def run_training(
         return PairStream(sources, batch_size, transform, seed, rank, world, config.lanes, config.workers)
 
     trained = train(target.name, objective, stream, config, seed, state, metrics, progress)
+    med = _whole(objective, architecture)
     if trained.main:
         origin = {"steps": config.steps, "undecodable": trained.undecodable, **origin}
-        save_med(target, _whole(objective, architecture, trained), architecture, objective.tokenizer, origin)
+        save_med(target, med, architecture, objective.tokenizer, origin)
         state.remove()
     processes.wait()
     digest = read_checkpoint_config(target)["digest"]
     return TrainSummary(config.steps, time.monotonic() - began, False, digest, trained.undecodable, trained.main)
 
 
-def _whole(objective: Objective, architecture: Architecture, trained: Trained) -> MED:
-    """The trained MED with all its weights, wherever they were in training."""
+def _whole(objective: Objective, architecture: Architecture) -> MED:
+    """The trained MED with all its weights, wherever they were in training; all processes take part.
+
+    In other processes than the first it may still be in shares.
+    """
     if processes.world() == 1:
+        return objective.med
+    weights = parallel.model_state(objective.med)
+    if not weights:
         return objective.med
     tokenizer = objective.tokenizer
     med = build_med(architecture, len(tokenizer), tokenizer.encode_id, tokenizer.decode_id, objective.med.faces)
-    med.load_state_dict(
-        {name.removeprefix("med."): value for name, value in trained.weights.items() if name.startswith("med.")}
-    )
+    med.load_state_dict(weights)
     return med

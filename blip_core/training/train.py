@@ -32,7 +32,6 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 class Trained(NamedTuple):
     """What is left of a training besides its weights."""
 
-    weights: dict[str, Tensor]  # of the objective, whole, on the CPU; in other processes than the first it may be empty
     undecodable: int  # images that were passed over, in all processes
     main: bool  # whether this process is the one that writes
 
@@ -82,7 +81,7 @@ def train(
                 position = merge_positions(processes.gather_objects(data.position))
                 state.save(objective, optimizer, Saved(step + 1, position), accelerator.is_main_process)
     log.close()
-    return Trained(parallel.model_state(objective), _undecodable(data), accelerator.is_main_process)
+    return Trained(_undecodable(data), accelerator.is_main_process)
 
 
 def _undecodable(data: PairStream) -> int:
