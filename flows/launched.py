@@ -21,6 +21,6 @@ def train_here(model: str, config: "BootstrapConfig") -> None:
         raise ConfigError(f"train {model}: no such model; it is one of {', '.join(TRAININGS)}")
     with TerminalDisplay() as display:
         summary = train_model(model, config, TrainingProgress(model, display.show))
-        if processes.rank() == 0:
+        if processes.is_first():
             state = "stands" if summary.skipped else f"trained in {summary.seconds:.0f} s"
             display.say(f"{model}: {state}, digest {summary.digest}")

@@ -22,6 +22,11 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes files and shows progress."""
+    return rank() == 0
+
+
 @torch.no_grad()
 def gather(rows: Tensor) -> Tensor:
     """The rows (B, ...) of all processes, (W * B, ...), in the order of the whole batch."""

@@ -58,15 +58,16 @@ def run_training(
         batch_size = config.batch_size // config.accumulation
         return PairStream(sources, batch_size, transform, seed, rank, world, config.lanes, config.workers)
 
-    trained = train(target.name, objective, stream, config, seed, state, metrics, progress)
+    undecodable = train(target.name, objective, stream, config, seed, state, metrics, progress)
     med = _whole(objective, architecture)
-    if trained.main:
-        origin = {"steps": config.steps, "undecodable": trained.undecodable, **origin}
+    if processes.is_first():
+        origin = {"steps": config.steps, "undecodable": undecodable, **origin}
         save_med(target, med, architecture, objective.tokenizer, origin)
         state.remove()
     processes.wait()
     digest = read_checkpoint_config(target)["digest"]
-    return TrainSummary(config.steps, time.monotonic() - began, False, digest, trained.undecodable, trained.main)
+    seconds = time.monotonic() - began
+    return TrainSummary(config.steps, seconds, False, digest, undecodable, processes.is_first())
 
 
 def _whole(objective: Objective, architecture: Architecture) -> MED:

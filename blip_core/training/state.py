@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from blip_core.errors import TrainingError
 from blip_core.files import atomic_folder, read_json, write_json
-from blip_core.training import parallel
+from blip_core.training import parallel, processes
 
 TENSORS, STEP = "state.safetensors", "state.json"
 
@@ -36,12 +36,12 @@ class TrainingState:
     folder: Path
     fingerprint: str
 
-    def save(self, objective: nn.Module, optimizer: torch.optim.Optimizer, saved: Saved, main: bool) -> None:
-        """Saves the state in place of the last one. All processes take part, and the main one writes."""
+    def save(self, objective: nn.Module, optimizer: torch.optim.Optimizer, saved: Saved) -> None:
+        """Saves the state in place of the last one. All processes take part, and the first one writes."""
         tensors = {f"module.{name}": tensor for name, tensor in parallel.model_state(objective).items()}
         for name, moments in parallel.optimizer_state(objective, optimizer).items():
             tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
-        if not main:
+        if not processes.is_first():
             return
         target = self.folder / f"{saved.step:09d}"
         with atomic_folder(target) as temporary:

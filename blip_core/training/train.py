@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -29,13 +28,6 @@ from blip_core.training.state import Saved, TrainingState
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
-class Trained(NamedTuple):
-    """What is left of a training besides its weights."""
-
-    undecodable: int  # images that were passed over, in all processes
-    main: bool  # whether this process is the one that writes
-
-
 def train(
     name: str,
     objective: Objective,
@@ -45,8 +37,10 @@ def train(
     state: TrainingState,
     metrics: Path,
     progress: Progress | None = None,
-) -> Trained:
+) -> int:
     """Trains `objective`, from the last saved state if there is one.
+
+    Returns how many images were passed over because they cannot be decoded, in all processes.
 
     Args:
         name: of the model, for the metrics file.
@@ -79,9 +73,9 @@ def train(
             log.see(step + 1, losses, norm)
             if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                 position = merge_positions(processes.gather_objects(data.position))
-                state.save(objective, optimizer, Saved(step + 1, position), accelerator.is_main_process)
+                state.save(objective, optimizer, Saved(step + 1, position))
     log.close()
-    return Trained(_undecodable(data), accelerator.is_main_process)
+    return _undecodable(data)
 
 
 def _undecodable(data: PairStream) -> int:
@@ -157,7 +151,7 @@ class _Log:
         self.accelerator = accelerator
         self.data = data
         self.progress = progress
-        self.file = MetricsLog(metrics, name, start) if accelerator.is_main_process else None
+        self.file = MetricsLog(metrics, name, start) if processes.is_first() else None
         self.watch = ITMWatch(config.warmup_steps)
         self.step, self.began, self.waited = start, time.monotonic(), data.waited
         start_trackers(accelerator, name, config)
