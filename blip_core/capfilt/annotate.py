@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +35,16 @@ class AnnotateConfig(Settings):
     """Settings of the annotation."""
 
     candidates: int = setting(1, "synthetic texts sampled for each image", ge=1, le=100)
-    batch_size: int = setting(64, "images captioned and scored at once", ge=1)
+    batch_size: int | None = setting(
+        None, "images captioned and scored at once; null: 16 on a CPU, 256 on a GPU", ge=1, le=65_536
+    )
+    workers: int | None = setting(
+        None, "processes that decode images; 0: none; null: one for every two cores, 16 at most", ge=0, le=256
+    )
+    precision: Literal["fp32", "bf16", "int8"] = setting(
+        "fp32", "what both models compute in; int8 is for CPUs: linear layers alone, scaled as they run"
+    )
+    compile: bool = setting(False, "on a GPU, compiles both models for batches of one size, decoding as CUDA graphs")
 
 
 class AnnotationSummary(NamedTuple):
@@ -66,12 +75,13 @@ def annotate_shard(
     Raises ShardError where the shard is torn or rows would be lost.
     """
     began = time.monotonic()
-    settings = (shard.stem, captioner.digest, filter.digest, config.candidates, asdict(generation), seed)
+    models = (captioner.digest, filter.digest, config.precision)
+    settings = (shard.stem, *models, config.candidates, asdict(generation), seed)
     mark = fingerprint("annotation/1", *settings)
     if target.is_file() and check_part(target, "annotation/1").get("capfilt.fingerprint") == mark:
         return _summary(shard, target, 0.0, skipped=True)
     annotator = _Annotator(shard.stem, captioner, filter, config, generation, seed)
-    rows = [row for batch in _batches(shard, config.batch_size) for row in annotator.annotate(batch)]
+    rows = [row for batch in _batches(shard, config.batch_size or 16) for row in annotator.annotate(batch)]
     _check_complete(shard, rows, config.candidates)
     write_part(target, pa.Table.from_pylist(rows, ANNOTATION_SCHEMA), "annotation/1", mark)
     return _summary(shard, target, time.monotonic() - began, skipped=False)
