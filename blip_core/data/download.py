@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blip_core.data.fetch import Fetched, Fetcher, fetch_urls, temporary_folder
+from blip_core.data.fetch import Fetched, Fetcher, Progress, fetch_urls, temporary_folder
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
 from blip_core.data.shards import (
     ROW_GROUP_ROWS,
@@ -66,6 +66,7 @@ class DownloadPlan:
     names: list[str]  # shards that are still to be fetched, in name order
     done: list[str]  # shards that hold rows of this table already, in name order
     rows: int  # rows of the table
+    missing: int  # those of them that are still to be fetched
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,32 @@ def plan_shards(web: WebTable, config: DownloadConfig, workspace: Workspace) -> 
         InputError: the table cannot be used.
         ShardError: a shard of the workspace is torn.
     """
+    plan, missing = _cut(web, config, workspace)
+    for name, rows in missing.items():
+        with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
+            pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings_hash(config)}), temporary)
+    for path in workspace.plans.glob("*.parquet"):
+        if path.stem not in missing:
+            path.unlink(missing_ok=True)
+    return plan
+
+
+def preview_plan(web: WebTable, config: DownloadConfig, workspace: Workspace) -> DownloadPlan:
+    """What plan_shards would return, with nothing written. Raises as it does."""
+    return _cut(web, config, workspace)[0]
+
+
+def _cut(web: WebTable, config: DownloadConfig, workspace: Workspace) -> tuple[DownloadPlan, dict[str, pa.Table]]:
+    """The plan, and the rows of the missing shards by name."""
     table = read_web_table(web)
-    uids, shards = _standing(workspace, settings_hash(config))
+    settings = settings_hash(config)
+    uids, shards = _standing(workspace, settings)
     of_this_table = pc.is_in(uids, value_set=table["uid"].combine_chunks())
     done = sorted(pc.unique(shards.filter(of_this_table)).to_pylist())
     missing = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
-    names = sorted(
-        _write_plan(workspace, missing.slice(start, config.rows_per_shard), config)
-        for start in range(0, missing.num_rows, config.rows_per_shard)
-    )
-    for path in workspace.plans.glob("*.parquet"):
-        if path.stem not in names:
-            path.unlink(missing_ok=True)
-    return DownloadPlan(names, done, table.num_rows)
+    cuts = [missing.slice(start, config.rows_per_shard) for start in range(0, missing.num_rows, config.rows_per_shard)]
+    named = {_shard_name(rows, settings): rows for rows in cuts}
+    return DownloadPlan(sorted(named), done, table.num_rows, missing.num_rows), named
 
 
 def _standing(workspace: Workspace, settings: str) -> tuple[pa.Array, pa.Array]:
@@ -121,16 +135,17 @@ def _standing(workspace: Workspace, settings: str) -> tuple[pa.Array, pa.Array]:
     return pa.concat_arrays(uids), pa.concat_arrays(shards)
 
 
-def _write_plan(workspace: Workspace, rows: pa.Table, config: DownloadConfig) -> str:
-    settings = settings_hash(config)
-    name = fingerprint(settings, *(rows[column].to_pylist() for column in ("uid", "url", "caption")))
-    with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
-        pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings}), temporary)
-    return name
+def _shard_name(rows: pa.Table, settings: str) -> str:
+    return fingerprint(settings, *(rows[column].to_pylist() for column in ("uid", "url", "caption")))
 
 
-def download_shard(workspace: Workspace, name: str, config: DownloadConfig) -> ShardSummary:
+def download_shard(
+    workspace: Workspace, name: str, config: DownloadConfig, progress: Progress | None = None
+) -> ShardSummary:
     """Fetches the rows that plan_shards put into the shard `name`; does nothing where the shard stands.
+
+    Args:
+        progress: is told about once a second how many images have arrived so far.
 
     Raises:
         DownloadError: there is no plan of that name with these settings, img2dataset did not run, or every single
@@ -142,7 +157,7 @@ def download_shard(workspace: Workspace, name: str, config: DownloadConfig) -> S
     if not skipped:
         rows = _read_plan(plan, name, config)
         with temporary_folder(workspace.root / ".tmp", name) as folder:
-            answers = _fetch(_web_urls(rows), folder, config)
+            answers = _fetch(_web_urls(rows), folder, config, progress)
             _check_answers(name, answers)
             groups = _groups(rows, answers, config)
             write_shard(target, groups, settings_hash(config), rows.num_rows)
@@ -175,7 +190,7 @@ def _refusal(url: str | None, duplicate: bool) -> str | None:
     return None if WEB_SCHEME.match(url.strip()) else "scheme_refused"
 
 
-def _fetch(urls: list[str], folder: Path, config: DownloadConfig) -> dict[str, Fetched]:
+def _fetch(urls: list[str], folder: Path, config: DownloadConfig, progress: Progress | None) -> dict[str, Fetched]:
     """One attempt for all URLs, and `retries` more for those that failed for a reason that may pass."""
     deadline = time.monotonic() + config.wall_clock_s
     answers: dict[str, Fetched] = {}
@@ -186,9 +201,15 @@ def _fetch(urls: list[str], folder: Path, config: DownloadConfig) -> dict[str, F
             break
         processes = min(config.processes or os.cpu_count() or 1, len(pending))
         fetcher = Fetcher(processes, -(-config.threads // processes), config.timeout_s, config.user_agent)
-        answers |= fetch_urls(pending, folder / str(attempt), fetcher, left)
+        answers |= fetch_urls(pending, folder / str(attempt), fetcher, left, _further(answers, progress))
         pending = [url for url in pending if answers[url].reason in TRANSIENT]
     return answers
+
+
+def _further(answers: dict[str, Fetched], progress: Progress | None) -> Progress | None:
+    """Counts on from the images that earlier attempts brought."""
+    arrived = sum(answer.path is not None for answer in answers.values())
+    return None if progress is None else lambda images: progress(arrived + images)
 
 
 def _check_answers(name: str, answers: dict[str, Fetched]) -> None:

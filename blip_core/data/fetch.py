@@ -14,7 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,9 @@ MESSAGES = (
     (r"CERTIFICATE|\[SSL", "tls"),
 )
 
+Progress = Callable[[int], None]
+PROGRESS_SECONDS = 1.0
+
 
 class Fetched(NamedTuple):
     """What became of one URL: the file that holds its bytes, or the reason (of REASONS) and the message."""
@@ -89,7 +93,9 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fetch_urls(urls: list[str], folder: Path, fetcher: Fetcher, wall_clock_s: float) -> dict[str, Fetched]:
+def fetch_urls(
+    urls: list[str], folder: Path, fetcher: Fetcher, wall_clock_s: float, progress: Progress | None = None
+) -> dict[str, Fetched]:
     """Fetches every URL once.
 
     Args:
@@ -97,6 +103,7 @@ def fetch_urls(urls: list[str], folder: Path, fetcher: Fetcher, wall_clock_s: fl
         folder: does not exist yet; keeps the files.
         fetcher: how.
         wall_clock_s: seconds after which img2dataset and all its processes are killed.
+        progress: is told now and then how many files have arrived.
 
     Returns:
         An entry for every URL; 'interrupted' where img2dataset was ended before it wrote the URL's result.
@@ -107,7 +114,8 @@ def fetch_urls(urls: list[str], folder: Path, fetcher: Fetcher, wall_clock_s: fl
     output = folder / "output"
     output.mkdir(parents=True)
     pq.write_table(pa.table({"url": pa.array(urls, pa.string())}), folder / "urls.parquet")
-    ended = _run(_arguments(folder / "urls.parquet", output, len(urls), fetcher), folder, wall_clock_s)
+    tell = (lambda: progress(_arrived(output))) if progress else None
+    ended = _run(_arguments(folder / "urls.parquet", output, len(urls), fetcher), folder, wall_clock_s, tell)
     results = dict(_results(output))
     if not results and ended:
         raise DownloadError(f"img2dataset wrote no result for {len(urls)} URLs; it said: {_tail(folder / 'log')}")
@@ -136,7 +144,7 @@ def _arguments(urls: Path, output: Path, count: int, fetcher: Fetcher) -> dict[s
     }
 
 
-def _run(arguments: dict[str, object], folder: Path, wall_clock_s: float) -> bool:
+def _run(arguments: dict[str, object], folder: Path, wall_clock_s: float, tell: Callable[[], None] | None) -> bool:
     """Runs img2dataset to its end (True) or to the wall-clock limit (False); leaves none of its processes behind."""
     command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), json.dumps(arguments)]
     with (folder / "log").open("wb") as log:
@@ -150,14 +158,30 @@ def _run(arguments: dict[str, object], folder: Path, wall_clock_s: float) -> boo
             start_new_session=True,
         )
         try:
-            process.wait(timeout=wall_clock_s)
-        except subprocess.TimeoutExpired:
-            return False
+            return _ends(process, wall_clock_s, tell)
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return True
+
+
+def _ends(process: subprocess.Popen[bytes], wall_clock_s: float, tell: Callable[[], None] | None) -> bool:
+    """Whether the process ends within the limit; `tell` is called while it runs."""
+    deadline = time.monotonic() + wall_clock_s
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            process.wait(timeout=min(left, PROGRESS_SECONDS) if tell else left)
+        except subprocess.TimeoutExpired:
+            if tell:
+                tell()
+        else:
+            return True
+    return False
+
+
+def _arrived(output: Path) -> int:
+    """Files of images so far, as img2dataset lays them out: `00000/000000000.jpg`."""
+    return sum(1 for _ in output.glob("[0-9]*/*.jpg"))
 
 
 def _results(output: Path) -> Iterator[tuple[str, Fetched]]:

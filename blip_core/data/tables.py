@@ -45,6 +45,9 @@ class WebTable(Settings):
     url: str = setting("url", "its column of image URLs", min_length=1)
     caption: str = setting("caption", "its column of web texts", min_length=1)
     uid: str | None = setting(None, "its column of unique identifiers; without one, a hash of URL and text is the uid")
+    limit: int | None = setting(
+        None, "for a trial: the first so many rows in the order of uid, and no others; null: all", ge=1
+    )
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,10 @@ def read_web_table(table: WebTable) -> pa.Table:
     """Reads a table of web pairs.
 
     Returns:
-        uid, url, caption (strings) and duplicate (bool), sorted by uid. A missing caption is the empty text. Where
-        the table names no uid column, the uid is the first 20 hexadecimal digits of
-        sha256(url NUL caption NUL occurrence), and the second and later occurrences of a pair are duplicates.
+        uid, url, caption (strings) and duplicate (bool), sorted by uid; the first `limit` of them where there is a
+        limit. A missing caption is the empty text. Where the table names no uid column, the uid is the first 20
+        hexadecimal digits of sha256(url NUL caption NUL occurrence), and the second and later occurrences of a pair
+        are duplicates.
 
     Raises:
         InputError: the table is missing, unreadable or empty, lacks a column, or a uid is null or not unique.
@@ -91,7 +95,7 @@ def read_web_table(table: WebTable) -> pa.Table:
     else:
         uid, duplicate = _hashed_uids(url, caption)
     result = pa.table({"uid": uid, "url": url, "caption": caption, "duplicate": duplicate})
-    return result.sort_by("uid").combine_chunks()
+    return result.sort_by("uid").slice(0, table.limit).combine_chunks()
 
 
 def check_pair_table(table: PairTable) -> int:

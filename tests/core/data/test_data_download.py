@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +26,11 @@ from blip_core.data.download import (
     ShardSummary,
     download_shard,
     plan_shards,
+    preview_plan,
     settings_hash,
 )
 from blip_core.data.fetch import Fetcher, _results, fetch_urls, temporary_folder
-from blip_core.data.shards import REASONS, SHARD_SCHEMA, check_part, read_shard
+from blip_core.data.shards import REASONS, SHARD_SCHEMA, check_part, read_shard, write_shard
 from blip_core.data.tables import WebTable
 from blip_core.errors import DownloadError, ShardError
 from blip_core.workspace import Workspace
@@ -321,6 +323,55 @@ def test_plans_cover_each_missing_row_once_and_follow_the_settings(tmp_path: Pat
         download_shard(workspace, plan.names[0], config)
     with pytest.raises(DownloadError, match="other download settings"):
         download_shard(workspace, other.names[0], config)
+
+
+def test_a_trials_shards_are_those_of_the_full_run_and_no_row_is_planned_twice(tmp_path: Path) -> None:
+    web = _write_table(tmp_path / "web.parquet", [(f"http://h/{index}", "t") for index in range(25)])
+    config = DownloadConfig(rows_per_shard=10)
+    full = plan_shards(web, config, Workspace.open(tmp_path / "full"))
+    workspace = Workspace.open(tmp_path / "trial")
+    trial = plan_shards(replace(web, limit=10), config, workspace)
+    assert (trial.rows, trial.missing, len(trial.names)) == (10, 10, 1)
+    assert set(trial.names) < set(full.names)
+
+    _stand_in(workspace, trial.names[0])
+    larger = plan_shards(replace(web, limit=13), config, workspace)
+    assert (larger.done, larger.rows, larger.missing, len(larger.names)) == (trial.names, 13, 3, 1)
+    _stand_in(workspace, larger.names[0])
+    rest = plan_shards(web, config, workspace)
+    assert (rest.done, rest.rows, rest.missing) == (sorted([*trial.names, *larger.names]), 25, 12)
+    plans = [pq.read_table(workspace.plans / f"{name}.parquet")["uid"].to_pylist() for name in rest.names]
+    standing = [read_shard(path, ["uid"])["uid"].to_pylist() for path in workspace.shard_paths()]
+    uids = [uid for part in [*plans, *standing] for uid in part]
+    assert (len(uids), len(set(uids))) == (25, 25)
+    assert sorted(len(part) for part in plans) == [2, 10]
+
+
+def _stand_in(workspace: Workspace, name: str) -> None:
+    """Writes a planned shard as if every download had failed."""
+    rows = pq.read_table(workspace.plans / f"{name}.parquet").select(["uid", "url", "caption"]).to_pylist()
+    table = pa.Table.from_pylist([row | {"status": "failed", "reason": "dns"} for row in rows], schema=SHARD_SCHEMA)
+    write_shard(workspace.shard(name), [table], settings_hash(DownloadConfig()), len(rows))
+
+
+def test_a_preview_is_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "none")
+    web = _write_table(tmp_path / "web.parquet", [(f"http://h/{index}", "t") for index in range(25)])
+    config = DownloadConfig(rows_per_shard=10)
+    preview = preview_plan(web, config, workspace)
+    assert not workspace.root.exists()
+    assert preview == plan_shards(web, config, workspace)
+
+
+def test_progress_counts_the_images_that_arrive_while_others_are_waited_for(site: Site, tmp_path: Path) -> None:
+    urls = [site.url(f"/ok{index}.jpg") for index in range(4)] + [site.url("/hang/progress")]
+    told: list[int] = []
+    config = DownloadConfig(timeout_s=3, retries=0)
+    workspace, name = _single_plan(tmp_path, urls, config)
+    summary = download_shard(workspace, name, config, told.append)
+    assert (summary.ok, summary.failed) == (4, 1)
+    assert told == sorted(told)
+    assert told[-1] == 4
 
 
 def _single_plan(folder: Path, urls: list[str], config: DownloadConfig) -> tuple[Workspace, str]:

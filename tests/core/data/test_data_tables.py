@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -211,3 +212,13 @@ def test_a_pair_without_image_or_caption_is_named(
     pq.write_table(pa.table({"image": [b"j", image], "caption": ["d", caption]}), path)
     with pytest.raises(InputError, match=message):
         list(iterate_pairs(PairTable(str(path))))
+
+
+def test_a_limit_keeps_the_first_rows_in_the_order_of_uid(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"url": list("edcba"), "caption": ["t"] * 5, "key": [4, 1, 5, 2, 3]}), tmp_path / "t.parquet"
+    )
+    table = WebTable(str(tmp_path / "t.parquet"), uid="key")
+    limited = read_web_table(replace(table, limit=2))
+    assert list(zip(limited["uid"].to_pylist(), limited["url"].to_pylist(), strict=True)) == [("1", "d"), ("2", "b")]
+    assert read_web_table(replace(table, limit=9)).equals(read_web_table(table))
