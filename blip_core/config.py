@@ -7,10 +7,10 @@ project plain values are passed on.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from blip_core.capfilt.annotate import AnnotateConfig
 from blip_core.corpus.selection import PublishConfig
@@ -24,6 +24,14 @@ from blip_core.med.tokenizer import TokenizerConfig
 from blip_core.settings import Settings, setting
 from blip_core.training.recipe import TrainConfig, check_recipe
 
+Section = TypeVar("Section", bound=Settings)
+
+# What to do about the keys that have no default.
+HINTS = {
+    "web": "; name the table of URLs by web.path, or for capfilt clean by --urls TABLE",
+    "workspace": "; name a folder to write to, here or by --workspace",
+}
+
 
 @dataclass(frozen=True)
 class Checkpoints(Settings):
@@ -34,6 +42,9 @@ class Checkpoints(Settings):
     )
     filter: str | None = setting(
         None, "a Filter's checkpoint: a folder, a .pth file, or a name on the hub; null: the round's own"
+    )
+    tokenizer: str | None = setting(
+        None, "word pieces for .pth files, which bring none: a folder, or a name on the hub; null: bert-base-uncased"
     )
 
 
@@ -107,12 +118,20 @@ def parse_config(values: Mapping[str, Any], origin: str = "configuration") -> Bo
     return config
 
 
+def parse_section(section: type[Section], values: Mapping[str, Any]) -> Section:
+    """One section's settings by themselves, validated. Raises ConfigError naming the keys that are wrong and why."""
+    try:
+        return TypeAdapter(section).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: unknown key; the keys there are {_known_keys(problem['loc'][:-1])}"
     if problem["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing, and it has no default"
+        return f"{key}: missing, and it has no default{HINTS.get(key, '')}"
     return f"{key}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (found {problem['input']!r:.80})"
 
 
@@ -141,7 +160,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     for section in ("web", "human", "held_out"):
         _resolve(values.get(section), ["path"], folder)
     _resolve(values, ["truth"], folder)
-    _resolve(values.get("checkpoints"), ["captioner", "filter"], folder, or_name=True)
+    _resolve(values.get("checkpoints"), ["captioner", "filter", "tokenizer"], folder, or_name=True)
     _resolve(values.get("med"), ["image_weights", "text_weights"], folder, or_name=True)
     _resolve(values.get("tokenizer"), ["source"], folder, or_name=True)
 

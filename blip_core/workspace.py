@@ -64,11 +64,18 @@ class Round:
         """Seconds of work that each step took, over all runs of the round."""
         return self.root / "seconds.json"
 
+    @property
+    def images(self) -> Path:
+        """Images that were annotated in those seconds."""
+        return self.root / "images.json"
+
     def add_seconds(self, step: str, seconds: float) -> None:
         """Adds time to a step's account; a step that is run again in parts sums up."""
-        account = read_json(self.seconds) if self.seconds.exists() else {}
-        account[step] = round(account.get(step, 0.0) + seconds, 3)
-        write_json(self.seconds, account)
+        _add(self.seconds, step, seconds)
+
+    def add_images(self, step: str, images: int) -> None:
+        """Adds images to a step's account, next to the seconds that they took."""
+        _add(self.images, step, images)
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,7 @@ class Workspace:
     @classmethod
     def open(cls, root: str | Path) -> "Workspace":
         """Makes the root if it is missing. Raises WorkspaceError where it cannot be written."""
-        if "://" in str(root):
-            raise WorkspaceError(f"workspace {root}: must be a folder on this machine, not a URL")
-        path = Path(root).expanduser().resolve()
+        path = _local(root)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -93,6 +98,17 @@ class Workspace:
             probe.unlink()
         except OSError as error:
             raise WorkspaceError(f"workspace {path}: cannot be written ({error.strerror})") from error
+        return cls(path)
+
+    @classmethod
+    def preview(cls, root: str | Path) -> "Workspace":
+        """The same, with nothing made: raises WorkspaceError where `open` would, as far as can be told by looking."""
+        path = _local(root)
+        standing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not standing.is_dir():
+            raise WorkspaceError(f"workspace {path}: cannot be made ({standing} is a file); name a folder")
+        if not os.access(standing, os.W_OK | os.X_OK):
+            raise WorkspaceError(f"workspace {path}: cannot be written ({standing} is not yours to write)")
         return cls(path)
 
     @classmethod
@@ -133,3 +149,15 @@ class Workspace:
     def round_numbers(self) -> list[int]:
         folders = (self.root / "rounds").glob("[0-9][0-9][0-9][0-9]")
         return sorted(int(folder.name) for folder in folders if folder.is_dir())
+
+
+def _add(path: Path, step: str, amount: float) -> None:
+    account = read_json(path) if path.exists() else {}
+    account[step] = round(account.get(step, 0) + amount, 3)
+    write_json(path, account)
+
+
+def _local(root: str | Path) -> Path:
+    if "://" in str(root):
+        raise WorkspaceError(f"workspace {root}: must be a folder on this machine, not a URL")
+    return Path(root).expanduser().resolve()

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from blip_core.config import BootstrapConfig, load_config, parse_config
+from blip_core.config import BootstrapConfig, load_config, parse_config, parse_section
 from blip_core.errors import ConfigError
+from blip_core.med.generation import GenerationConfig
 from blip_core.med.med import MEDConfig
 from blip_core.training.recipe import TrainConfig
 
@@ -179,3 +180,14 @@ def test_the_schema_describes_and_bounds_every_field() -> None:
     assert unbounded == []
     assert fields["pretrain.batch_size"]["minimum"] == 2
     assert fields["generation.method"]["enum"] == ["nucleus", "beam", "greedy"]
+
+
+def test_one_section_is_validated_by_itself_as_within_the_whole() -> None:
+    assert parse_section(GenerationConfig, {"p": 0.5, "max_length": 7}) == GenerationConfig(p=0.5, max_length=7)
+    with pytest.raises(ConfigError, match=r"p: .*greater than 0 \(found 0\.0\); beams: "):
+        parse_section(GenerationConfig, {"p": 0.0, "beams": 0})
+
+
+def test_a_configuration_without_a_table_or_a_workspace_says_how_to_name_one() -> None:
+    with pytest.raises(ConfigError, match=r"workspace: missing.*--workspace; web: missing.*web\.path.*--urls TABLE"):
+        parse_config({})

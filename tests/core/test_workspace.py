@@ -1,0 +1,34 @@
+"""The workspace: what a preview promises, opening does; and the accounts of a round."""
+
+from pathlib import Path
+
+import pytest
+
+from blip_core.errors import WorkspaceError
+from blip_core.files import read_json
+from blip_core.workspace import Workspace
+
+
+def test_a_preview_of_a_workspace_makes_nothing_and_is_the_one_that_opens(tmp_path: Path) -> None:
+    preview = Workspace.preview(tmp_path / "deep" / "work")
+    assert list(tmp_path.iterdir()) == []
+    assert preview == Workspace.open(tmp_path / "deep" / "work")
+    assert Workspace.preview(preview.root) == preview
+    assert list(preview.root.iterdir()) == []
+
+
+def test_a_place_where_no_workspace_can_be_is_refused_by_both(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for refused in (tmp_path / "file" / "work", tmp_path / "file", "s3://bucket/work"):
+        for look in (Workspace.preview, Workspace.open):
+            with pytest.raises(WorkspaceError, match="workspace "):
+                look(refused)
+
+
+def test_seconds_and_images_of_a_step_sum_up_over_its_runs(tmp_path: Path) -> None:
+    made = Workspace.open(tmp_path).round(1)
+    for seconds, images in ((1.5, 10), (2.25, 30)):
+        made.add_seconds("annotate", seconds)
+        made.add_images("annotate", images)
+    assert read_json(made.seconds) == {"annotate": 3.75}
+    assert read_json(made.images) == {"annotate": 40}
