@@ -91,8 +91,8 @@ def _fetch(name: str) -> Path:
     except HUB_ERRORS as error:
         raise CheckpointError(
             f"checkpoint {name}: no folder or file here, and not to be had from the hub ({first_line(error)}); "
-            "where there is no network, give the path of a folder that holds the model's files: config.json, its weights "
-            f"and its tokenizer, as 'hf download {name} --local-dir FOLDER' leaves them where there is one"
+            "where there is no network, give the path of a folder that holds the model's files: config.json, its "
+            f"weights and its tokenizer, as 'hf download {name} --local-dir FOLDER' leaves them where there is one"
         ) from error
     return folder
 

@@ -158,8 +158,8 @@ def _folder(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
     except HUB_ERRORS as error:
         raise CheckpointError(
-            f"tokenizer {source}: neither a tokenizer folder nor a name that can be loaded ({first_line(error)}); where "
-            f"there is no network, give the path of a folder that holds {' or '.join(FILES)}"
+            f"tokenizer {source}: neither a tokenizer folder nor a name that can be loaded ({first_line(error)}); "
+            f"where there is no network, give the path of a folder that holds {' or '.join(FILES)}"
         ) from error
 
 
