@@ -1,58 +1,79 @@
 """Parts get their final name in one atomic step, so whatever stands under a final name is whole.
 
-Temporary siblings start with a dot and carry the process number; a killed writer leaves only those.
+A writer works in a hidden folder beside its target, `.<name>.capfilt-<host>-<process>-<random>.tmp`, and holds a lock
+in it for as long as it lives. What a killed writer left has no lock: the next one that writes there takes it away.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from blip_core.errors import WorkspaceError
 
+TEMPORARY = re.compile(r"\..+\.capfilt-.+-\d+-[0-9a-f]{8}\.tmp")
+# A folder may hold a hundred thousand parts, so a process looks through it at most this often.
+SECONDS_BETWEEN_SWEEPS = 10
 
-def _temporary_sibling(path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkspaceError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
-    return path.parent / f".{path.name}.{os.getpid()}.tmp"
+LOCK = ".lock"
+ASIDE = ".old"
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to; renames it to `path` when the block ends without an error."""
-    temporary = _temporary_sibling(path)
-    try:
+    with _workplace(path) as folder:
+        temporary = folder / f".{path.name}"
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise WorkspaceError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder to fill; puts it in the place of `path` when the block ends without an error."""
-    temporary = _temporary_sibling(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    """Yields a temporary folder to fill; puts it in the place of `path` when the block ends without an error.
+
+    A folder that stood there is gone only when the new one stands. A process that is killed between the two renames
+    leaves the old one aside, where the next sweep finds it and puts it back.
+    """
+    with _workplace(path) as folder:
+        temporary = folder / path.name
         temporary.mkdir()
         yield temporary
+        old = folder / ASIDE / path.name
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except OSError as error:
-        raise WorkspaceError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            if path.is_symlink() or not path.is_dir():
+                raise WorkspaceError(f"{path}: cannot be written (is no folder)")
+            old.parent.mkdir()
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            with suppress(OSError):  # another writer's stands there, or none did
+                old.rename(path)
+            raise
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed writers left in a folder. Living writers' files stay, whichever process or host is theirs.
+
+    A file system whose locks other hosts do not see is safe to write in, but only from one host.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for left in [Path(entry.path) for entry in entries if TEMPORARY.fullmatch(entry.name)]:
+            with suppress(OSError):  # gone, another's, or of a file system without locks: not ours to take
+                _sweep_one(left)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,3 +94,64 @@ def fingerprint(*values: Any) -> str:
     """16 hexadecimal digits that change when any of the JSON-like values does."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, of this writer alone; gone when the block ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
+    _sweep_now_and_then(path.parent, int(time.monotonic() / SECONDS_BETWEEN_SWEEPS))
+    folder, lock = None, None
+    try:
+        folder, lock = _locked_folder(path)
+        yield folder
+    except OSError as error:
+        raise WorkspaceError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if folder is not None and lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+            shutil.rmtree(folder, ignore_errors=True)  # NFS keeps the folder of an open file
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """A new folder and the descriptor of its locked file. A sweep may come between the two: then another is made."""
+    while True:
+        name = f".{path.name}.capfilt-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        folder = path.parent / name
+        folder.mkdir()
+        with suppress(FileNotFoundError):
+            lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+            with suppress(OSError):  # a file system without locks: nobody else can take one either, and so sweep
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _stands(folder / LOCK, lock):
+                return folder, lock
+            os.close(lock)
+
+
+def _stands(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that has this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _sweep_one(left: Path) -> None:
+    lock = os.open(left / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for old in (left / ASIDE).glob("*"):
+            if not (left.parent / old.name).exists():
+                old.rename(left.parent / old.name)
+        shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+@lru_cache(maxsize=64)
+def _sweep_now_and_then(folder: Path, period: int) -> None:
+    sweep(folder)
