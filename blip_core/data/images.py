@@ -61,15 +61,25 @@ class StoredImage(NamedTuple):
     original_height: int
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = None) -> Image.Image:
     """The upright RGB image that `data` encodes; the first frame of an animation.
+
+    Args:
+        data: the encoded image.
+        max_pixels: the most that are decoded.
+        size: the side of the square that the image will be resized to, in pixels. A JPEG of which no side is below
+            a multiple of it (REDUCING_GAP) is then decoded at a fraction of its size, which is several times faster.
 
     Raises:
         UnreadableImage: with reason not_an_image, too_large (over `max_pixels`), truncated or unreadable.
     """
     with _opened(data, max_pixels) as image:
+        box = None if size is None else _draft(image, (size, size))
         _load(image)
-        return _upright(_to_rgb(image), _orientation(image))
+        rgb = _to_rgb(image)
+        if box is not None and box != (0, 0, *rgb.size):  # the last pixels of a fraction lie half outside
+            rgb = rgb.resize(rgb.size, Image.Resampling.BICUBIC, box=box)
+        return _upright(rgb, _orientation(image))
 
 
 def store_image(data: bytes, image_size: int, min_side: int = 1, max_pixels: int = MAX_PIXELS) -> StoredImage:

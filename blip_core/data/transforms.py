@@ -17,7 +17,17 @@ Transform = Callable[[Image.Image], Tensor]
 
 def eval_transform(size: int) -> Transform:
     """RGB picture of any size to a tensor (3, size, size), the aspect not kept."""
-    return v2.Compose([v2.Resize((size, size), InterpolationMode.BICUBIC), *_to_tensor()])
+    return v2.Compose([_squash(size), *_to_tensor()])
+
+
+def to_pixels(size: int) -> Transform:
+    """The first half of eval_transform: to uint8 (3, size, size), a quarter of the bytes to hand around."""
+    return v2.Compose([_squash(size), v2.PILToTensor()])
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """The other half, on whatever device: uint8 (..., 3, S, S) to what eval_transform gives of the same pictures."""
+    return v2.functional.normalize(v2.functional.to_dtype(pixels, torch.float32, scale=True), MEAN, DEVIATION)
 
 
 def train_transform(size: int, crop_scale: float, flip: bool, augment: bool = False) -> Transform:
@@ -29,11 +39,15 @@ def train_transform(size: int, crop_scale: float, flip: bool, augment: bool = Fa
     resize = (
         v2.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC)
         if crop_scale < 1.0
-        else v2.Resize((size, size), InterpolationMode.BICUBIC)
+        else _squash(size)
     )
     mirror = [v2.RandomHorizontalFlip()] if flip else []
     operations = [RandomAugment()] if augment else []
     return v2.Compose([resize, *mirror, *operations, *_to_tensor()])
+
+
+def _squash(size: int) -> torch.nn.Module:
+    return v2.Resize((size, size), InterpolationMode.BICUBIC)
 
 
 def _to_tensor() -> list[torch.nn.Module]:

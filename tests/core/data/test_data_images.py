@@ -93,6 +93,41 @@ def test_a_large_jpeg_shrinks_to_the_same_picture_as_a_plain_resize() -> None:
     assert np.abs(np.asarray(decode_image(stored.data), dtype=float) - expected).mean() < 2
 
 
+def _photo(width: int, height: int) -> Image.Image:
+    """Smooth shapes with some grain, as photographs have."""
+    rows, columns = np.mgrid[0:height, 0:width] / 40
+    waves = np.stack([np.sin(rows + columns), np.cos(rows * 1.7), np.sin(columns - rows * 0.6)], axis=2)
+    grain = np.random.default_rng(1).normal(0, 6, waves.shape)
+    return Image.fromarray((127 + 100 * waves + grain).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _encoded(_photo(1203, 901), exif=exif, quality=92)
+    whole, drafted = decode_image(data), decode_image(data, size=100)
+    # of 8/8, 4/8, 2/8 and 1/8, a quarter is the smallest with both sides at least 200; JPEG rounds up
+    assert drafted.size == ((301, 226) if orientation != 6 else (226, 301))
+    one, other = (np.asarray(image.resize((100, 100), Image.Resampling.BICUBIC), float) for image in (whole, drafted))
+    assert np.abs(one - other).mean() < 0.5
+    assert np.abs(one - other[::-1]).mean() > 20
+
+
+def test_what_is_not_much_larger_than_asked_is_decoded_whole() -> None:
+    picture = _photo(390, 260)
+    jpeg = _encoded(picture)
+    assert np.array_equal(decode_image(jpeg, size=131), decode_image(jpeg))
+    assert decode_image(jpeg, size=130).size == (390, 260)  # half would be 195 x 130, and the gap asks for 260
+    assert decode_image(jpeg, size=65).size == (195, 130)
+    assert decode_image(_encoded(picture, "PNG"), size=10).size == (390, 260)
+
+
+def test_a_jpeg_cut_short_is_truncated_at_a_fraction_of_its_size_as_well() -> None:
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode_image(_encoded(_photo(800, 800))[:-3000], size=50)
+
+
 def test_transparency_lies_on_white_and_sixteen_bits_are_scaled() -> None:
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     assert decode_image(_encoded(clear, "PNG")).getpixel((5, 5)) == WHITE

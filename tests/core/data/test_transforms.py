@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import hflip
 
 from blip_core.data.augment import RandomAugment
-from blip_core.data.transforms import eval_transform, train_transform
+from blip_core.data.transforms import eval_transform, normalise, to_pixels, train_transform
 
 
 def _gradient(width: int, height: int) -> Image.Image:
@@ -28,6 +28,16 @@ def test_evaluation_squashes_the_whole_picture_as_pillow_s_bicubic_does() -> Non
     pixels = np.asarray(picture.resize((8, 8), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = (pixels - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
     assert np.abs(eval_transform(8)(picture).permute(1, 2, 0).numpy() - expected).max() < 1e-5
+
+
+def test_pixels_normalised_later_and_together_are_the_same_tensors() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 21, 17, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels) for pixels in noise]
+    pixels = [to_pixels(8)(picture) for picture in pictures]
+    assert {(tensor.dtype, tensor.shape) for tensor in pixels} == {(torch.uint8, (3, 8, 8))}
+    whole = torch.stack([eval_transform(8)(picture) for picture in pictures])
+    assert torch.equal(normalise(torch.stack(pixels)), whole)
+    assert torch.equal(normalise(pixels[0]), whole[0])
 
 
 def test_training_without_crop_and_mirror_is_evaluation() -> None:
