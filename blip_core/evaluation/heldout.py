@@ -21,7 +21,8 @@ from blip_core.evaluation.captioning import caption_scores
 from blip_core.evaluation.pictures import thumbnail
 from blip_core.evaluation.retrieval import recall_at
 from blip_core.med.checkpoint import LoadedMED, load_med
-from blip_core.med.generation import GenerationConfig, generate
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import generate
 from blip_core.settings import Settings, setting
 
 BEHIND = -100.0  # the official evaluation's score of what was not re-ranked, below any logit

@@ -12,7 +12,7 @@ from blip_core.evaluation.charts import score_histogram, training_curves
 from blip_core.evaluation.pictures import thumbnail
 from blip_core.evaluation.tables import GRIDS, RoundTables, read_metrics
 from blip_core.files import atomic_file, read_json
-from blip_core.workspace import Workspace
+from blip_core.workspace import Round, Workspace
 
 MODELS = {
     "med": "pre-trained",
@@ -46,10 +46,12 @@ MEASURES = (
 def build_report(workspace: Workspace, round: int) -> dict[str, Any]:
     """The numbers of a round, JSON-like; what is not known (yet) is null or empty.
 
-    Keys: round, where, images, candidates, accepted (web and synthetic texts), human, by_source, unscored,
-    download {rows, ok, failed, reasons}, web_noise, corpus_noise, synthetic_noise, filter_auc,
-    filter_auc_interval, filter_precision, filter_recall, retrieval {model: ...}, captioning {model: ...},
-    seconds {step: ...}. Raises WorkspaceError where there is no such round.
+    Keys: round, where, models {captioner, filter: digests}, images, candidates, accepted (web and synthetic texts),
+    human, by_source, scores {source: means}, unscored, download {rows, ok, failed, reasons}, web_noise, corpus_noise,
+    synthetic_noise, filter_auc, filter_auc_interval, filter_precision, filter_recall, retrieval {model: ...},
+    captioning {model: ...}, images_per_second (annotated), seconds {step: ...}.
+
+    Raises WorkspaceError where there is no such round.
     """
     with _tables(workspace, round) as tables:
         return _numbers(tables)
@@ -102,14 +104,17 @@ def _numbers(tables: RoundTables) -> dict[str, Any]:
     evaluation = _evaluation(paths.evaluation)
     audit = evaluation.get("audit") or {}
     download, sources = tables.download(), tables.by_source()
+    seconds = read_json(paths.seconds) if paths.seconds.exists() else {}
     return {
         "round": tables.number,
         "where": tables.predicate(),
+        "models": tables.models(),
         "images": download["ok"],
         "candidates": sources["web"]["candidates"] + sources["synthetic"]["candidates"],
         "accepted": sources["web"]["accepted"] + sources["synthetic"]["accepted"],
         "human": sources["human"]["accepted"],
         "by_source": sources,
+        "scores": tables.scores(),
         "unscored": tables.unscored(),
         "download": download,
         "web_noise": audit.get("web_noise"),
@@ -121,8 +126,14 @@ def _numbers(tables: RoundTables) -> dict[str, Any]:
         "filter_recall": audit.get("filter_recall"),
         "retrieval": evaluation.get("retrieval") or {},
         "captioning": evaluation.get("captioning") or {},
-        "seconds": _in_order(read_json(paths.seconds) if paths.seconds.exists() else {}, STEPS),
+        "images_per_second": _speed(paths, seconds.get("annotate", 0)),
+        "seconds": _in_order(seconds, STEPS),
     }
+
+
+def _speed(paths: Round, seconds: float) -> float | None:
+    images = read_json(paths.images).get("annotate", 0) if paths.images.exists() else 0
+    return images / seconds if images and seconds else None
 
 
 def _evaluation(path: Path) -> dict[str, Any]:

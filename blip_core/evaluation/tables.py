@@ -72,6 +72,21 @@ class RoundTables:
             self._rows("SELECT reason, count(*) FROM annotations WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1")
         )
 
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """Mean itm_score and itc_score of each source's candidates; null where none has any."""
+        means = self._rows("SELECT source, avg(itm_score), avg(itc_score) FROM annotations GROUP BY source")
+        found = {source: (itm, itc) for source, itm, itc in means}
+        pairs = {source: found.get(source, (None, None)) for source in ("web", "synthetic")}
+        return {source: {"itm_score": itm, "itc_score": itc} for source, (itm, itc) in pairs.items()}
+
+    def models(self) -> dict[str, list[str]]:
+        """The digests of the Captioners and Filters whose work the annotations are."""
+        columns = {"captioner": "captioner", "filter": '"filter"'}
+        return {
+            name: [digest for (digest,) in self._rows(f"SELECT DISTINCT {column} FROM annotations ORDER BY 1")]  # noqa: S608
+            for name, column in columns.items()
+        }
+
     def predicate(self) -> str | None:
         """The predicate that the round was published with; None where nothing is published."""
         for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):

@@ -57,6 +57,24 @@ def test_report_object_has_the_promised_keys_and_the_rounds_own_counts(evaluated
     assert json.loads(json.dumps(report)) == report
 
 
+def test_report_of_a_round_without_training_has_means_digests_and_speed(finished: Any) -> None:
+    made = finished.workspace.round(1)
+    assert build_report(finished.workspace, 1)["images_per_second"] is None
+    made.add_seconds("annotate", 20.0)
+    made.add_images("annotate", 50)
+    report = build_report(finished.workspace, 1)
+    for source, web in (("web", True), ("synthetic", False)):
+        scores = [score for (_, candidate), score in finished.scores.items() if (candidate == 0) == web]
+        mean = sum(scores) / len(scores)
+        assert report["scores"][source] == pytest.approx({"itm_score": mean, "itc_score": mean / 2})
+    assert report["models"] == {"captioner": ["c0ffee"], "filter": ["f11733"]}
+    assert report["images_per_second"] == 2.5
+    text = " ".join(Page(write_report(finished.workspace, 1).read_text(encoding="utf-8")).text.split())
+    assert "Captioner c0ffee and Filter f11733" in text
+    assert "2.5 /s" in text
+    assert re.search(rf"web ?50{report['scores']['web']['itm_score']:.3f}", text)
+
+
 def test_report_without_truth_held_out_set_or_retraining_says_so(finished: Any) -> None:
     report = build_report(finished.workspace, 1)
     assert report["filter_auc"] is report["web_noise"] is report["corpus_noise"] is None
