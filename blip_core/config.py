@@ -18,7 +18,7 @@ from blip_core.data.download import DownloadConfig
 from blip_core.data.tables import PairTable, WebTable
 from blip_core.errors import ConfigError
 from blip_core.evaluation.heldout import EvaluationConfig
-from blip_core.med.generation import GenerationConfig
+from blip_core.med.decoding import GenerationConfig
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
 from blip_core.settings import Settings, setting

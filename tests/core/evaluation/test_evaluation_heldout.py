@@ -18,7 +18,8 @@ from blip_core.errors import CheckpointError, InputError
 from blip_core.evaluation.captioning import caption_scores
 from blip_core.evaluation.heldout import EvaluationConfig, best_of_each, evaluate_checkpoint, rerank_scores
 from blip_core.med.checkpoint import load_med, save_med
-from blip_core.med.generation import GenerationConfig, generate
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import generate
 from blip_core.med.med import MEDConfig, build_med
 from blip_core.med.tokenizer import Tokenizer
 

@@ -27,7 +27,8 @@ from blip_core.errors import CheckpointError, ConfigError
 from blip_core.med import foreign
 from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config, save_med
 from blip_core.med.convert import write_release, write_transformers
-from blip_core.med.generation import GenerationConfig, generate
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import generate
 from blip_core.med.med import MED
 
 Weights = dict[str, Tensor]

@@ -17,7 +17,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from blip_core.med.generation import Caption, GenerationConfig, beam_search, greedy, restrict, sampled_from
+from blip_core.med.beam import beam_search
+from blip_core.med.decoding import Caption, GenerationConfig, restrict
+from blip_core.med.generation import greedy
+from blip_core.med.sampling import sampled_from
 
 VOCABULARY, END, DECODE = 40, 3, 38
 ROWS = 24
@@ -131,18 +134,17 @@ def own_logprob(
     ids=["official", "official with penalty", "temperature", "few", "p alone", "all"],
 )
 @pytest.mark.parametrize("spread", [0.5, 2.0, 5.0])
+@pytest.mark.parametrize("by_search", [False, True], ids=["by sorting", "by search"])
 def test_tokens_are_sampled_from_the_set_and_with_the_probabilities_of_their_warpers(
-    config: GenerationConfig, spread: float
+    config: GenerationConfig, spread: float, by_search: bool
 ) -> None:
     generator = torch.Generator().manual_seed(int(10 * spread))
     logits = spread * torch.randn(50, 1000, generator=generator)
     history = torch.randint(1000, (50, 4), generator=generator)
     theirs = their_warpers(config)(cast(torch.LongTensor, history), logits).softmax(dim=-1)
-    probabilities, tokens = sampled_from(restrict(logits, history, 3, END, config), config)
-    ours = torch.zeros(50, 1000, dtype=torch.float64).scatter(1, tokens, probabilities)
+    ours = sampled_from(restrict(logits, history, 3, END, config), config, by_search)
     assert torch.equal(ours > 0, theirs > 0)
     assert torch.allclose(ours / ours.sum(dim=-1, keepdim=True), theirs.double(), atol=1e-6)
-    assert (probabilities.diff(dim=-1) <= 0).all()
 
 
 def their_warpers(config: GenerationConfig) -> LogitsProcessorList:
@@ -159,10 +161,11 @@ def their_warpers(config: GenerationConfig) -> LogitsProcessorList:
     return warpers
 
 
-def test_tokens_as_probable_as_the_last_of_top_k_may_be_sampled_too() -> None:
+@pytest.mark.parametrize("by_search", [False, True], ids=["by sorting", "by search"])
+def test_tokens_as_probable_as_the_last_of_top_k_may_be_sampled_too(by_search: bool) -> None:
     logits = torch.tensor([[2.0, 1.0, 3.0, 1.0, 0.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
-    probabilities, tokens = sampled_from(logits, GenerationConfig(top_k=3, p=1.0))
-    kept = [row[chance > 0].tolist() for row, chance in zip(tokens, probabilities, strict=True)]
-    assert kept == [[2, 0, 1, 3, 5], [0, 1, 2]]
+    weights = sampled_from(logits, GenerationConfig(top_k=3, p=1.0), by_search)
+    kept = [row.nonzero().flatten().tolist() for row in weights]
+    assert kept == [[0, 1, 2, 3, 5], [0, 1, 2]]
     theirs = TopKLogitsWarper(3)(torch.zeros(2, 1, dtype=torch.long), logits).isfinite()
-    assert [row.nonzero().flatten().tolist() for row in theirs] == [sorted(row) for row in kept]
+    assert [row.nonzero().flatten().tolist() for row in theirs] == kept

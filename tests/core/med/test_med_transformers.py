@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from blip_core.med.beam import beam_search
 from blip_core.med.checkpoint import LoadedMED, load_med
 from blip_core.med.convert import Kind, write_transformers
-from blip_core.med.generation import CachedDecoder, GenerationConfig, beam_search, greedy
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import CachedDecoder, greedy
 from blip_core.med.lm import lm_loss
 from blip_core.med.text_transformer import CrossKeys
 
