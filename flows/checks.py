@@ -1,22 +1,30 @@
 """What can be said about a configuration before anything is started: the user's tables, predicate and checkpoints."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from blip_core.config import BootstrapConfig
 from blip_core.corpus.selection import check_predicate
 from blip_core.data.tables import check_pair_table, read_web_table
 from blip_core.errors import ConfigError
 from blip_core.med.checkpoint import read_checkpoint_config
-from tasks.workplace import captioner_folder, filter_folder, human_pairs, workspace_of
+from blip_core.med.foreign import RELEASE_TOKENIZER, locate
+from blip_core.med.text_transformer import Face
+from blip_core.med.tokenizer import Tokenizer
+from blip_core.workspace import Workspace
+from tasks.workplace import captioner_source, filter_source, human_pairs, tokenizer_source, workspace_of
 
 Check = Callable[[BootstrapConfig], None]
 
 
-def check_inputs(flow: str, config: BootstrapConfig) -> None:
+def check_inputs(flow: str, config: BootstrapConfig, make_workspace: bool = True) -> None:
     """Raises InputError, ConfigError, CheckpointError or WorkspaceError for what the flow would fail at later."""
     for check in _CHECKS[flow]:
         check(config)
-    workspace_of(config)
+    if make_workspace:
+        workspace_of(config)
+    else:
+        Workspace.preview(config.workspace)
 
 
 def _web(config: BootstrapConfig) -> None:
@@ -42,18 +50,28 @@ def _predicate(config: BootstrapConfig) -> None:
 
 
 def _given_models(config: BootstrapConfig) -> None:
-    read_checkpoint_config(captioner_folder(config), face="decoder")
-    read_checkpoint_config(filter_folder(config), face="encoder")
+    _given_model(config, captioner_source(config), "decoder")
+    _given_model(config, filter_source(config), "encoder")
+
+
+def _given_model(config: BootstrapConfig, source: str | Path, face: Face) -> None:
+    read_checkpoint_config(source, face)
+    if locate(source).is_file():  # such a file has no tokenizer beside it
+        Tokenizer.load(tokenizer_source(config, source) or RELEASE_TOKENIZER)
 
 
 def _both_given(config: BootstrapConfig) -> None:
     if config.checkpoints.captioner is None or config.checkpoints.filter is None:
-        raise ConfigError("clean: checkpoints.captioner and checkpoints.filter must both name a checkpoint")
+        raise ConfigError(
+            "clean: checkpoints.captioner and checkpoints.filter must both name a checkpoint, there or by --captioner "
+            "and --filter"
+        )
 
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "bootstrap": (_web, _human, _held_out, _predicate),
-    "clean": (_both_given, _given_models, _web, _human_if_given, _predicate),
+    # the models last: their files may have to be fetched
+    "clean": (_both_given, _predicate, _web, _human_if_given, _given_models),
     "download": (_web,),
     "pretrain": (_human,),
     "finetune": (_human,),

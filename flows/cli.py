@@ -11,6 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from blip_core.errors import CapfiltError, ConfigError
+from flows.options import (
+    SOURCES,
+    CaptionerSource,
+    ConfigFile,
+    FilterSource,
+    ImageSize,
+    Json,
+    RoundOption,
+    SeedOption,
+    Settings,
+    TokenizerOption,
+    Verbose,
+    WorkspaceOption,
+    from_here,
+    source_from_here,
+)
 
 if TYPE_CHECKING:
     from blip_core.config import BootstrapConfig
@@ -22,26 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The configuration (docs/configuration.md).")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as pretrain.steps=500; may be repeated."),
-]
-WorkspaceOption = Annotated[str | None, typer.Option("--workspace", help="Overrides the configured workspace.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Overrides the configured seed.")]
-RoundOption = Annotated[int | None, typer.Option("--round", help="Overrides the configured round.")]
-SOURCES = "a folder of this project or of transformers, a .pth file of the original release, or a name on the hub"
-FilterSource = Annotated[str, typer.Option("--filter", metavar="SRC", help=f"The Filter's checkpoint: {SOURCES}.")]
-ImageSize = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="Side of the images in pixels; positions are interpolated.")
-]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option("--tokenizer", metavar="SRC", help="Replaces the checkpoint's; .pth files have bert-base-uncased."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Prints one JSON value on stdout, and everything else on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Prints Prefect's log as well.")]
 
 
 def main() -> None:
@@ -110,7 +106,7 @@ def _flow_command(name: str, summary: str) -> None:
         json: Json = False,
         verbose: Verbose = False,
     ) -> None:
-        loaded = _load(config, settings or [], workspace=workspace, seed=seed, round=round)
+        loaded = _load(config, settings, {"workspace": workspace, "seed": seed, "round": round})
         from flows.checks import check_inputs
         from flows.run import run_flow
 
@@ -125,7 +121,6 @@ def _flow_command(name: str, summary: str) -> None:
 
 
 _flow_command("bootstrap", "The whole cycle on your data: from a URL table to a corpus and a retrained model.")
-_flow_command("clean", "Download, annotate and publish with a given Captioner and Filter; no training.")
 _flow_command("download", "Fetch the URL table's images into shards.")
 _flow_command("pretrain", "Pre-train MED on the shards and the human pairs.")
 _flow_command("finetune", "Fine-tune the Captioner and the Filter on the human pairs.")
@@ -133,6 +128,57 @@ _flow_command("annotate", "Caption and score the images of every shard.")
 _flow_command("publish", "Write the corpus: the candidates that pass the predicate, and the human pairs.")
 _flow_command("retrain", "Train a MED on the corpus, and one on the raw web pairs to compare with.")
 _flow_command("evaluation", "Measure the trained models on the held-out pairs.")
+
+
+@app.command()
+def clean(
+    config: ConfigFile,
+    urls: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Overrides web.path: a file, from the current folder, or a URL.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    captioner: Annotated[
+        str | None, typer.Option(metavar="SRC", help=f"Overrides checkpoints.captioner: {SOURCES}.")
+    ] = None,
+    filter: Annotated[str | None, typer.Option(metavar="SRC", help=f"Overrides checkpoints.filter: {SOURCES}.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Overrides checkpoints.tokenizer, that of .pth files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="A trial: exactly the first N rows, in the order of uid.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Checks, plans and measures for some 20 s; writes and fetches nothing.")
+    ] = False,
+    price_per_hour: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="With --dry-run: this machine's, for the cost of it all.")
+    ] = None,
+    seed: SeedOption = None,
+    round: RoundOption = None,
+    settings: Settings = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Download, annotate and publish with a given Captioner and Filter; no training."""
+    if price_per_hour is not None and not dry_run:
+        raise ConfigError("--price-per-hour: is for --dry-run, which measures how long the work takes")
+    models = {"captioner": captioner, "filter": filter, "tokenizer": tokenizer}
+    given = {"web.path": from_here(urls), "web.limit": limit, "workspace": workspace, "seed": seed, "round": round}
+    given |= {f"checkpoints.{name}": source_from_here(source) for name, source in models.items()}
+    loaded = _load(config, settings, given)
+    if dry_run:
+        from flows.plan import plan_clean, print_plan
+
+        plan = plan_clean(loaded, price_per_hour)
+        _print_json(plan) if json else print_plan(plan)
+        return
+    from flows.checks import check_inputs
+    from flows.run import run_flow
+    from flows.summary import clean_numbers, print_clean_summary
+
+    check_inputs("clean", loaded)
+    run_flow("clean", loaded, verbose)
+    _print_json(clean_numbers(loaded)) if json else print_clean_summary(loaded)
 
 
 @app.command()
@@ -147,7 +193,7 @@ def train(
     """One training without Prefect: what each process of `accelerate launch` or torchrun runs."""
     from flows.launched import train_here
 
-    train_here(model, _load(config, settings or [], workspace=workspace, seed=seed, round=round))
+    train_here(model, _load(config, settings, {"workspace": workspace, "seed": seed, "round": round}))
 
 
 @app.command()
@@ -184,6 +230,56 @@ def report(
         _print_json(build_report(opened, number))
     else:
         typer.echo(write_report(opened, number))
+
+
+@app.command()
+def caption(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.")
+    ],
+    captioner: CaptionerSource,
+    candidates: Annotated[int, typer.Option(metavar="K", min=1, max=100, help="Captions for each picture.")] = 1,
+    method: Annotated[
+        Literal["nucleus", "beam", "greedy"] | None, typer.Option(help="How the next token is chosen.")
+    ] = None,
+    p: Annotated[float | None, typer.Option("--p", help="nucleus: the probability that is sampled from.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="nucleus: the most probable tokens that p sees; 0: all.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="nucleus: divides the logits before sampling.")] = None,
+    beams: Annotated[int | None, typer.Option(help="beam: how many texts are kept at each step.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest caption in tokens, prompt counted.")] = None,
+    min_length: Annotated[int | None, typer.Option(help="Shortest caption in tokens, prompt counted.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, tokens that were said become less likely.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Every caption begins with it; left out of the result.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the sampling, with the file's bytes and the number.")] = 0,
+    precision: Annotated[
+        Literal["fp32", "bf16", "int8"], typer.Option(help="What the models compute in; int8 is for CPUs.")
+    ] = "fp32",
+    filter: Annotated[str | None, typer.Option(metavar="SRC", help=f"Scores the captions as well: {SOURCES}.")] = None,
+    tokenizer: TokenizerOption = None,
+    json: Json = False,
+) -> None:
+    """Captions for images, as `annotate` writes them for the same bytes, seed and settings; with a Filter, scored."""
+    from blip_core.config import parse_section
+    from blip_core.med.generation import GenerationConfig
+    from flows.caption import caption_images
+    from flows.tables import print_rows, to_json
+
+    given = {
+        "method": method,
+        "p": p,
+        "top_k": top_k,
+        "temperature": temperature,
+        "beams": beams,
+        "max_length": max_length,
+        "min_length": min_length,
+        "repetition_penalty": repetition_penalty,
+        "prompt": prompt,
+    }
+    generation = parse_section(GenerationConfig, {key: value for key, value in given.items() if value is not None})
+    rows = caption_images(images, captioner, generation, candidates, seed, precision, filter, tokenizer)
+    typer.echo(to_json(rows)) if json else print_rows(rows)
 
 
 @app.command()
@@ -231,11 +327,12 @@ def convert(
     typer.echo(convert_checkpoint(source, target, to, kind, tokenizer, image_size))
 
 
-def _load(path: Path, settings: list[str], **overrides: Any) -> "BootstrapConfig":
+def _load(path: Path, settings: list[str] | None, overrides: dict[str, Any]) -> "BootstrapConfig":
+    """The configuration with --set's keys replaced, and then those of `overrides` that are not None."""
     from blip_core.config import load_config
 
     given: dict[str, Any] = {}
-    for setting in settings:
+    for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as pretrain.steps=500")

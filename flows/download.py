@@ -4,6 +4,7 @@ from prefect import flow
 
 from blip_core.config import BootstrapConfig
 from flows.shards import over_shards, threads
+from tasks import progress
 from tasks.download import download_shard, plan_shards
 
 # The next shard's processes start while this one's last slow hosts are waited for.
@@ -14,4 +15,5 @@ _WINDOW = 2
 def download(config: BootstrapConfig) -> None:
     """Fetches the images of the URL table into shards; those that stand are not fetched again."""
     plan = plan_shards(config)
-    over_shards("download", download_shard, config, plan.names, _WINDOW, standing=len(plan.done))
+    progress.begin("download", plan.rows, plan.rows - plan.missing)
+    over_shards("download", download_shard, config, plan.names, _WINDOW)

@@ -7,10 +7,10 @@ import pyarrow as pa
 import torch
 
 from blip_core.capfilt.filter import Filter
-from blip_core.data.images import UnreadableImage, decode_image
 from blip_core.data.transforms import eval_transform
-from blip_core.errors import ConfigError, InputError
+from blip_core.errors import ConfigError
 from blip_core.med.tokenizer import clean_caption
+from flows.pictures import read_picture
 
 
 def score_texts(
@@ -28,12 +28,7 @@ def score_texts(
     """
     if wordless := [text for text in texts if not clean_caption(text)]:
         raise ConfigError(f"text {wordless[0]!r}: holds no word; expected a text to score")
-    try:
-        picture = decode_image(image.read_bytes())
-    except OSError as error:
-        raise InputError(f"image {image}: cannot be read ({error.strerror})") from error
-    except UnreadableImage as error:
-        raise InputError(f"image {image}: {error}") from error
+    _, picture = read_picture(image)
     judge = Filter.load(filter, "cuda" if torch.cuda.is_available() else "cpu", image_size, tokenizer)
     pixels = eval_transform(judge.med.image_size)(picture)[None]
     (scores,) = judge.score(pixels.to(next(judge.med.parameters()).device), [texts], open_with_enc)

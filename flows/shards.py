@@ -1,10 +1,10 @@
-"""One task call for each shard, a window of them at a time.
+"""One task call for each shard, a window of them at a time, or for each batch of shards.
 
 Every call's end is checked. A shard that fails, after the retries of its task, does not hold up the others; the
 step then fails with the names of all that failed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, cast
 
@@ -30,27 +30,47 @@ def over_shards(
     config: BootstrapConfig,
     names: list[str],
     window: int,
-    standing: int = 0,
 ) -> list[Any]:
     """Calls `shard_task(config, name)` for every name, `window` at a time, and returns what they returned.
 
-    `standing` counts the shards that were done before, for the display. Raises CapfiltError that names the shards
-    which failed, when all others are done.
+    The tasks say how far they are (`tasks.progress.at`). Raises CapfiltError that names the shards which failed, when
+    all others are done.
     """
     results: list[Any] = []
     failures: dict[str, Exception] = {}
-    total = len(names) + standing
     for name, future in _windowed(lambda name: shard_task.submit(config, name), names, window):
         result = future.result(raise_on_failure=False)
         if future.state.is_completed():
             results.append(result)
         else:
             failures[name] = result
-            progress.say(f"{step}: shard {name} failed: {result}")
-        progress.show(step, standing + len(results), total, f"{len(failures)} failed" if failures else "")
-    if failures:
-        raise CapfiltError(_complaint(step, failures, total)) from next(iter(failures.values()))
+            progress.fail(step, name, result)
+    complain(step, failures, len(names))
     return results
+
+
+def over_batches(
+    step: str,
+    batch_task: "Task[[BootstrapConfig, list[str]], Mapping[str, Exception]]",
+    config: BootstrapConfig,
+    names: list[str],
+    size: int,
+) -> None:
+    """Calls `batch_task(config, names)` for `size` shards after the others; it returns the failures by shard.
+
+    Raises as `over_shards` does; a batch that fails as a whole ends the step, for what failed is no single shard's.
+    """
+    failures: dict[str, Exception] = {}
+    for start in range(0, len(names), size):
+        batch = names[start : start + size]
+        future = batch_task.submit(config, batch)
+        result: Any = future.result(raise_on_failure=False)
+        if not future.state.is_completed():
+            complain(step, {**failures, **dict.fromkeys(names[start:], result)}, len(names))
+        for name, failure in result.items():
+            failures[name] = failure
+            progress.fail(step, name, failure)
+    complain(step, failures, len(names))
 
 
 def _windowed(
@@ -65,10 +85,13 @@ def _windowed(
         running |= {submit(name): name for name in islice(left, 1)}
 
 
-def _complaint(step: str, failures: dict[str, Exception], total: int) -> str:
+def complain(step: str, failures: Mapping[str, Exception], total: int) -> None:
+    """Raises CapfiltError that names the shards which failed, three of them with their cause; nothing without any."""
+    if not failures:
+        return
     named = "; ".join(f"{name}: {failure}" for name, failure in islice(failures.items(), _NAMED))
     more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
-    return (
+    raise CapfiltError(
         f"{step}: {len(failures)} of {total} shards failed, the others stand; the same command tries these again. "
         f"{named}{more}"
-    )
+    ) from next(iter(failures.values()))

@@ -1,4 +1,4 @@
-"""What `capfilt demo` ends with: the round's numbers, the report's path, and three questions asked in SQL."""
+"""What `capfilt demo` and `capfilt clean` end with: the round's numbers, where all lies, and questions in SQL."""
 
 from typing import Any
 
@@ -26,6 +26,58 @@ FROM annotations AS web JOIN corpus AS synthetic USING (uid)
 WHERE web.source = 'web' AND synthetic.source = 'synthetic' AND web.itm_score < 0.5
 ORDER BY web_score, uid LIMIT 5""",
 }
+
+
+CLEAN_EXAMPLE = "SELECT url, text, source, itm_score FROM corpus ORDER BY itm_score DESC LIMIT 10"
+
+
+def clean_numbers(config: BootstrapConfig) -> dict[str, Any]:
+    """The round's report, JSON-like, with `corpus` and `html`, where both lie, and `query`, an example in SQL."""
+    workspace = Workspace.existing(config.workspace)
+    made = workspace.round(config.round)
+    places = {"corpus": str(made.corpus), "html": str(made.report), "query": CLEAN_EXAMPLE}
+    return build_report(workspace, config.round) | places
+
+
+def print_clean_summary(config: BootstrapConfig) -> None:
+    """Prints the end of `capfilt clean` on stdout."""
+    numbers = clean_numbers(config)
+    console = Console(highlight=False)
+    console.print(_clean_table(numbers))
+    console.print(f"corpus: {numbers['corpus']}", markup=False, soft_wrap=True)
+    console.print(f"report: {numbers['html']}", markup=False, soft_wrap=True)
+    console.print(f'capfilt query --workspace {config.workspace} "{numbers["query"]}"', markup=False, soft_wrap=True)
+
+
+def _clean_table(numbers: dict[str, Any]) -> Table:
+    table = Table(title=f"Round {numbers['round']}")
+    table.add_column("number")
+    table.add_column("value", justify="right")
+    download, sources, scores = numbers["download"], numbers["by_source"], numbers["scores"]
+    counts = {"rows": download["rows"], "images": download["ok"], "failed": download["failed"]}
+    counts |= {f"failed, {reason}": count for reason, count in download["reasons"].items()}
+    _add_counts(table, counts)
+    for source in ("web", "synthetic"):
+        candidates, kept = (sources[source][key] for key in ("candidates", "accepted"))
+        share = f" ({kept / candidates:.1%})" if candidates else ""
+        table.add_row(f"{source} texts", f"{candidates:,}")
+        table.add_row(f"{source} texts kept", f"{kept:,}{share}")
+        for name in ("itm_score", "itc_score"):
+            table.add_row(f"{source} texts, mean {name}", _fraction(scores[source][name]))
+    if numbers["human"]:
+        table.add_row("human pairs", f"{numbers['human']:,}")
+    _add_counts(table, {f"unscored, {reason}": count for reason, count in numbers["unscored"].items()})
+    speed = numbers["images_per_second"]
+    table.add_row("images/s, annotation", "unknown" if speed is None else f"{speed:.3g}")
+    for step, seconds in numbers["seconds"].items():
+        table.add_row(f"seconds, {step}", f"{seconds:,.1f}")
+    return table
+
+
+def _add_counts(table: Table, counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    table.add_section()
 
 
 def print_summary(config: BootstrapConfig) -> None:

@@ -27,7 +27,10 @@ DOWNLOAD_TRIES = 4
 def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
     """Groups the URL table's rows into shards and says which of them are missing."""
     plan = download.plan_shards(config.web, config.download, workspace_of(config))
-    progress.say(f"download: {plan.rows} rows, {len(plan.names)} shards to fetch, {len(plan.done)} stand")
+    progress.say(
+        f"download: {plan.rows} rows, {plan.missing} of them to fetch in {len(plan.names)} shards; {len(plan.done)} "
+        "shards stand"
+    )
     return plan
 
 
@@ -42,7 +45,10 @@ def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
 )
 def download_shard(config: BootstrapConfig, name: str) -> download.ShardSummary:
     """Fetches the images of one shard over the network."""
-    summary = download.download_shard(workspace_of(config), name, config.download)
+    summary = download.download_shard(
+        workspace_of(config), name, config.download, lambda images: progress.at("download", name, images)
+    )
+    progress.at("download", name, summary.rows)
     if not summary.skipped:
         add_seconds(config, "download", summary.seconds)
         reasons = ", ".join(f"{reason} {count}" for reason, count in summary.reasons.items())

@@ -4,13 +4,16 @@ Tasks and flows report here and know nothing of the watcher. The command line pu
 under a worker, lines go to the run's log, at most one every ten seconds for a step.
 """
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from prefect.logging import get_run_logger
 
 LOG_SECONDS = 10.0
+RATE_SECONDS = 60.0
 
 
 class Display(Protocol):
@@ -39,8 +42,71 @@ class LogDisplay:
         """Nothing: the line is in the log already."""
 
 
+class Meter:
+    """What is done of a step by all of its tasks in this process, how fast, and how long the rest takes.
+
+    Args:
+        standing: units that were done before, which say nothing of the speed.
+        unit: of what is counted; images have a speed and a time that is left.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, total: int, standing: int = 0, unit: str = "images", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total = total
+        self.standing = standing
+        self.unit = unit
+        self._clock = clock
+        self._parts: dict[str, int] = {}
+        self._failed: set[str] = set()
+        self._recent = deque([(clock(), standing)])
+        self._lock = threading.Lock()
+
+    @property
+    def done(self) -> int:
+        return self.standing + sum(self._parts.values())
+
+    def at(self, part: str, done: int) -> None:
+        """So many units of a part, a shard, are done so far."""
+        with self._lock:
+            self._parts[part] = done
+            self._failed.discard(part)
+            now = self._clock()
+            self._recent.append((now, self.done))
+            while len(self._recent) > 2 and now - self._recent[1][0] >= RATE_SECONDS:
+                self._recent.popleft()
+
+    def fail(self, part: str) -> None:
+        """A part has failed: what was done of it is lost."""
+        with self._lock:
+            self._parts.pop(part, None)
+            self._failed.add(part)
+
+    def note(self) -> str:
+        """The speed over the last minute, the time that the rest takes at it, and how many parts failed."""
+        with self._lock:
+            (began, before), (now, done) = self._recent[0], self._recent[-1]
+            failed = f"{len(self._failed)} failed" if self._failed else ""
+        speed = (done - before) / (now - began) if now > began else 0.0
+        rate = left = ""
+        if self.unit == "images" and speed > 0:
+            rate = f"{speed:.3g} images/s"
+            left = f"{_duration((self.total - done) / speed)} left" if done < self.total else ""
+        return ", ".join(filter(None, [rate, left, failed]))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 _log = LogDisplay()
 _displays: list[Display] = []
+_meters: dict[str, Meter] = {}
 
 
 def watch(display: Display) -> None:
@@ -59,6 +125,32 @@ def say(line: str) -> None:
     get_run_logger().info(line)
     for display in _displays:
         display.say(line)
+
+
+def begin(step: str, total: int, standing: int = 0, unit: str = "images") -> None:
+    """Starts a step's meter; its tasks then say where they are by `at`."""
+    _meters[step] = Meter(total, standing, unit)
+    _show_meter(step)
+
+
+def at(step: str, part: str, done: int) -> None:
+    """So many units of a part of a step are done so far; nothing where the step was begun in another process."""
+    if step in _meters:
+        _meters[step].at(part, done)
+        _show_meter(step)
+
+
+def fail(step: str, part: str, failure: Exception) -> None:
+    """A part of a step has failed for good."""
+    say(f"{step}: shard {part} failed: {failure}")
+    if step in _meters:
+        _meters[step].fail(part)
+        _show_meter(step)
+
+
+def _show_meter(step: str) -> None:
+    meter = _meters[step]
+    show(step, meter.done, meter.total, meter.note())
 
 
 def training(model: str) -> "TrainingProgress":

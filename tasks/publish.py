@@ -25,6 +25,7 @@ def publish_shard(config: BootstrapConfig, name: str) -> selection.PublishSummar
         config.round,
     )
     _report(config, summary, time.monotonic() - began)
+    progress.at("publish", name, 1)
     return summary
 
 

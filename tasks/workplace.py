@@ -5,8 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from blip_core.config import BootstrapConfig
+from blip_core.data.download import preview_plan
 from blip_core.data.tables import PairTable
 from blip_core.errors import ConfigError
+from blip_core.med.foreign import locate
 from blip_core.workspace import Round, Workspace
 
 _account = threading.Lock()
@@ -36,20 +38,25 @@ def human_pairs(config: BootstrapConfig) -> PairTable:
 
 
 def shard_names(config: BootstrapConfig) -> list[str]:
-    """The shards of the workspace."""
-    return [path.stem for path in workspace_of(config).shard_paths()]
+    """The shards of the workspace; in a trial of some rows of the table, those that hold such rows."""
+    if config.web.limit is None:
+        return [path.stem for path in workspace_of(config).shard_paths()]
+    return preview_plan(config.web, config.download, workspace_of(config)).done
 
 
-def captioner_folder(config: BootstrapConfig) -> Path:
-    """The given Captioner's folder, or else the round's own."""
-    given = config.checkpoints.captioner
-    return Path(given).expanduser() if given else round_of(config).captioner
+def captioner_source(config: BootstrapConfig) -> str | Path:
+    """The given Captioner, or else the round's own: a folder, a .pth file, or a name on the hub."""
+    return config.checkpoints.captioner or round_of(config).captioner
 
 
-def filter_folder(config: BootstrapConfig) -> Path:
-    """The given Filter's folder, or else the round's own."""
-    given = config.checkpoints.filter
-    return Path(given).expanduser() if given else round_of(config).filter
+def filter_source(config: BootstrapConfig) -> str | Path:
+    """The given Filter, or else the round's own: a folder, a .pth file, or a name on the hub."""
+    return config.checkpoints.filter or round_of(config).filter
+
+
+def tokenizer_source(config: BootstrapConfig, source: str | Path) -> str | None:
+    """The tokenizer of a checkpoint that brings none, a .pth file; None for a folder, or where none is named."""
+    return config.checkpoints.tokenizer if locate(source).is_file() else None
 
 
 def add_seconds(config: BootstrapConfig, step: str, seconds: float) -> None:
