@@ -227,7 +227,7 @@ class TextTransformer(nn.Module):
         """
         past = cache.length if cache is not None else 0
         image = cache.image if cache is not None else image
-        hidden = self._embed(ids, past)
+        hidden = self.embed(ids, torch.arange(past, past + ids.shape[1], device=ids.device))
         allowed = attention_mask(ids.shape[1], past, mask, causal=face == "decoder", device=ids.device)
         image_mask = None if image is None or image.mask is None else image.mask[:, None, None, :]
         for index, layer in enumerate(self.layers):
@@ -235,6 +235,10 @@ class TextTransformer(nn.Module):
             run = partial(checkpoint, layer, use_reentrant=False) if self._recomputes() else layer
             hidden = run(hidden, face, allowed, text, None if image is None else image.layers[index], image_mask)
         return hidden
+
+    def embed(self, ids: Tensor, places: Tensor) -> Tensor:
+        """What the layers read of token ids (B, L) at places (L,) of the text: (B, L, D)."""
+        return self.dropout(self.norm(self.words(ids) + self.positions(places)))
 
     def cross_keys(self, image_features: Tensor, image_mask: Tensor | None = None) -> CrossKeys:
         """Keys and values of image features (B, N, image width); `image_mask` (B, N) is False where padding."""
@@ -247,10 +251,6 @@ class TextTransformer(nn.Module):
 
     def _recomputes(self) -> bool:
         return self.checkpointing and self.training and torch.is_grad_enabled()
-
-    def _embed(self, ids: Tensor, past: int) -> Tensor:
-        places = torch.arange(past, past + ids.shape[1], device=ids.device)
-        return self.dropout(self.norm(self.words(ids) + self.positions(places)))
 
 
 def attention_mask(length: int, past: int, mask: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
