@@ -8,6 +8,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -35,7 +37,10 @@ UPRIGHTING = {
 }
 
 # What Pillow's readers raise on malformed files, besides OSError.
-MALFORMED = (SyntaxError, ValueError, LookupError, EOFError, TypeError, OverflowError, struct.error, zlib.error)
+MALFORMED = (
+    *(SyntaxError, ValueError, LookupError, EOFError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+    *(AssertionError, struct.error, zlib.error),
+)
 
 # The size is checked here before anything is decoded, and a malformed EXIF block only costs the orientation: without
 # these two filters a few images of a shard would fill the terminal.
@@ -73,9 +78,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, size: int | None = N
     Raises:
         UnreadableImage: with reason not_an_image, too_large (over `max_pixels`), truncated or unreadable.
     """
-    with _opened(data, max_pixels) as image:
+    with _reasons(), _opened(data, max_pixels) as image:
         box = None if size is None else _draft(image, (size, size))
-        _load(image)
+        image.load()
         rgb = _to_rgb(image)
         if box is not None and box != (0, 0, *rgb.size):  # the last pixels of a fraction lie half outside
             rgb = rgb.resize(rgb.size, Image.Resampling.BICUBIC, box=box)
@@ -90,7 +95,7 @@ def store_image(data: bytes, image_size: int, min_side: int = 1, max_pixels: int
     Raises:
         UnreadableImage: as decode_image, and too_small where a side is below `min_side`.
     """
-    with _opened(data, max_pixels) as image:
+    with _reasons(), _opened(data, max_pixels) as image:
         width, height = image.size
         if min(width, height) < min_side:
             raise UnreadableImage("too_small", f"{width} x {height} pixels, at least {min_side} a side are needed")
@@ -98,7 +103,7 @@ def store_image(data: bytes, image_size: int, min_side: int = 1, max_pixels: int
         shrink = min(1.0, image_size / min(width, height))
         size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
         box = _draft(image, size)
-        _load(image)
+        image.load()
         orientation = _orientation(image)
         if orientation >= 5:  # the tags that turn by a quarter
             width, height = height, width
@@ -121,38 +126,33 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(name for name in WEB_FORMATS if name in Image.OPEN)
 
 
-def _opened(data: bytes, max_pixels: int) -> Image.Image:
-    """The image with its header read and no pixel decoded."""
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turns what Pillow raises on malformed files, at whatever step, into a reason."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_readable_formats())
+        yield
     except UnidentifiedImageError as error:
         raise UnreadableImage("not_an_image", "no image format is recognised") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImage("too_large", f"more than {max_pixels} pixels") from error
+        raise UnreadableImage("too_large", str(error)) from error
     except (OSError, *MALFORMED) as error:
-        raise _unreadable(error) from error
+        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise UnreadableImage(reason, str(error) or type(error).__name__) from error
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    """The image with its header read and no pixel decoded."""
+    image = Image.open(io.BytesIO(data), formats=_readable_formats())
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadableImage("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
     return image
 
 
-def _load(image: Image.Image) -> None:
-    try:
-        image.load()
-    except (OSError, *MALFORMED) as error:
-        raise _unreadable(error) from error
-
-
 def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
     """Lets a JPEG be decoded at a fraction of its size, and says which box of the pixels then is the image."""
     drafted = image.draft(None, (size[0] * REDUCING_GAP, size[1] * REDUCING_GAP))
     return drafted[1] if drafted else None
-
-
-def _unreadable(error: Exception) -> UnreadableImage:
-    reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-    return UnreadableImage(reason, str(error) or type(error).__name__)
 
 
 def _orientation(image: Image.Image) -> int:

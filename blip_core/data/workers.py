@@ -1,22 +1,17 @@
 """Worker processes that decode and augment for a training process, and hand their samples back in chunks.
 
-They come from a fork server, a fresh process that has imported what they need: forking a trainer, with its threads,
-is not safe, and starting each anew costs seconds and memory for each. A script that trains with workers needs the
-usual `if __name__ == "__main__"`.
+How they begin and end is in blip_core.data.children.
 """
 
 import itertools
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from blip_core.data.children import begin, fork_server
 from blip_core.data.lanes import Lanes, Progress, Sample
 from blip_core.errors import CapfiltError
 
@@ -72,14 +67,12 @@ class Chunks(IterableDataset[Chunk | CapfiltError]):
 
 def samples_from_workers(share: Share, workers: int) -> Iterator[Sample]:
     """The samples of a share in their order, made by so many processes, which live as long as the iterator."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     loader = DataLoader(
         Chunks(share),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        multiprocessing_context=context,
+        multiprocessing_context=fork_server(),
         worker_init_fn=_begin,
         generator=torch.Generator(),  # the loader draws a seed, and would otherwise draw it from the trainer's chance
     )
@@ -105,16 +98,4 @@ def _as_it_is(value: Value) -> Value:
 
 
 def _begin(worker: int) -> None:
-    """What a worker does first."""
-    torch.set_num_threads(1)
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
-    threading.Thread(target=_end_with_the_training, daemon=True).start()
-
-
-def _end_with_the_training() -> None:
-    # torch's own watch looks at the process that forked: the fork server, which lives as long as its workers do
-    training = multiprocessing.parent_process()
-    if training is not None:
-        training.join()
-        os._exit(1)
+    begin()
