@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip_core.med.checkpoint import load_med
 from blip_core.med.generation import GenerationConfig, generate
+from blip_core.med.inference import Precision, encode_images, prepare
 from blip_core.med.med import MED
 from blip_core.med.tokenizer import Tokenizer
 
@@ -22,9 +23,20 @@ class Captioner:
     digest: str
 
     @classmethod
-    def load(cls, source: str | Path, device: str | torch.device = "cpu") -> "Captioner":
-        """From any checkpoint with a text decoder that `load_med` reads. Raises CheckpointError as it does."""
-        loaded = load_med(source, device, face="decoder")
+    def load(
+        cls,
+        source: str | Path,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        tokenizer: str | Path | None = None,
+        compile: bool = False,
+    ) -> "Captioner":
+        """From any checkpoint with a text decoder that `load_med` reads, to be used as `inference.prepare` says.
+
+        Raises CheckpointError as `load_med` does, and ConfigError for a precision that the device does not have.
+        """
+        loaded = load_med(source, device, tokenizer=tokenizer, face="decoder")
+        prepare(loaded.med, precision, compile)
         return cls(loaded.med, loaded.tokenizer, loaded.digest)
 
     @torch.inference_mode()
@@ -41,9 +53,10 @@ class Captioner:
         Returns:
             For each image its captions: text and mean token log-probability.
         """
-        image = self.med.cross_keys(self.med.encode_image(images))
-        counts = torch.tensor([len(row) for row in seeds], device=image.device)
-        owner = torch.arange(len(seeds), device=image.device).repeat_interleave(counts)
+        image = self.med.cross_keys(encode_images(self.med, images))
+        if any(len(row) != 1 for row in seeds):
+            counts = torch.tensor([len(row) for row in seeds], device=image.device)
+            image = image.select(torch.arange(len(seeds), device=image.device).repeat_interleave(counts))
         every_seed = [seed for row in seeds for seed in row]
-        flat = iter(generate(self.med, self.tokenizer, image.select(owner), generation, every_seed))
+        flat = iter(generate(self.med, self.tokenizer, image, generation, every_seed))
         return [[next(flat) for _ in row] for row in seeds]

@@ -1,6 +1,6 @@
 """The Filter: says whether a text, web or synthetic, belongs to an image (BLIP, section 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_core.med.checkpoint import load_med
+from blip_core.med.inference import Precision, encode_images, prepare
 from blip_core.med.med import MED
-from blip_core.med.tokenizer import Tokenizer
+from blip_core.med.tokenizer import TokenBatch, Tokenizer
+
+# Images whose texts are scored at once on a CPU, those with texts of like lengths together; a GPU takes all.
+IMAGES_AT_ONCE = 8
 
 
 class Score(NamedTuple):
@@ -36,9 +40,15 @@ class Filter:
         device: str | torch.device = "cpu",
         image_size: int | None = None,
         tokenizer: str | Path | None = None,
+        precision: Precision = "fp32",
+        compile: bool = False,
     ) -> "Filter":
-        """From any checkpoint with a text encoder that `load_med` reads. Raises CheckpointError as it does."""
+        """From any checkpoint with a text encoder that `load_med` reads, to be used as `inference.prepare` says.
+
+        Raises CheckpointError as `load_med` does, and ConfigError for a precision that the device does not have.
+        """
         loaded = load_med(source, device, image_size, tokenizer, face="encoder")
+        prepare(loaded.med, precision, compile)
         return cls(loaded.med, loaded.tokenizer, loaded.digest)
 
     @torch.inference_mode()
@@ -50,15 +60,32 @@ class Filter:
             texts: for each image its texts, none of them empty.
             open_with_enc: as in `MED.match`.
         """
-        flat = [text for row in texts for text in row]
-        if not flat:
+        if not any(texts):
             return [[] for _ in texts]
-        features = self.med.encode_image(images)
-        counts = torch.tensor([len(row) for row in texts], device=features.device)
-        owner = torch.arange(len(texts), device=features.device).repeat_interleave(counts)
-        ids, mask = (part.to(features.device) for part in self.tokenizer(flat))
-        image = self.med.cross_keys(features)
-        itm = F.softmax(self.med.match(image.select(owner), ids, mask, open_with_enc).float(), dim=1)[:, 1]
-        itc = (self.med.project_image(features)[owner] * self.med.embed_text(ids, mask)).sum(dim=1)
-        scores = iter([Score(*pair) for pair in zip(itm.tolist(), itc.tolist(), strict=True)])
-        return [[next(scores) for _ in row] for row in texts]
+        features = encode_images(self.med, images)
+        most = max(len(row) for row in texts)
+        # as many for every image: those that are missing are scored, and left out of the answer
+        tokens = self.tokenizer([text for row in texts for text in [*row, *[""] * (most - len(row))]])
+        found: dict[int, list[Score]] = {}
+        for rows, some in _alike(tokens, most, len(texts) if features.is_cuda else IMAGES_AT_ONCE):
+            moved = TokenBatch(*(part.to(features.device) for part in some))
+            scored = self._score(features[rows], moved, open_with_enc)
+            found |= {row: scored[most * place : most * (place + 1)] for place, row in enumerate(rows)}
+        return [found[row][: len(of_image)] for row, of_image in enumerate(texts)]
+
+    def _score(self, features: Tensor, tokens: TokenBatch, open_with_enc: bool) -> list[Score]:
+        """Scores of T texts for each of B images: tokens (B T, L), one image's after the other's."""
+        logits = self.med.match(self.med.cross_keys(features), *tokens, open_with_enc)
+        itm = F.softmax(logits.float(), dim=1)[:, 1]
+        texts = self.med.embed_text(*tokens).unflatten(0, (len(features), -1))  # (B, T, E)
+        itc = (self.med.project_image(features)[:, None] * texts).sum(dim=2).flatten()
+        return [Score(*pair) for pair in zip(itm.tolist(), itc.tolist(), strict=True)]
+
+
+def _alike(tokens: TokenBatch, most: int, size: int) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Images, `size` at a time and those with short texts first, and the tokens of their `most` texts, cut to fit."""
+    ids, mask = (part.unflatten(0, (-1, most)) for part in tokens)  # (B, T, L)
+    longest = mask.sum(dim=2).amax(dim=1)
+    for rows in longest.argsort(stable=True).split(size):
+        length = int(longest[rows[-1]])
+        yield rows.tolist(), TokenBatch(*(part[rows, :, :length].flatten(0, 1) for part in (ids, mask)))

@@ -158,19 +158,20 @@ class MED(nn.Module):
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Texts (B, L) to ITC embeddings (B, E) of unit length, through the text encoder ([CLS])."""
         self.require("encoder")
-        hidden = self.text(ids, mask, "encoder")
+        hidden = self.text(ids, mask, "encoder", first=True)
         return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
     def match(self, image: CrossKeys, ids: Tensor, mask: Tensor, open_with_enc: bool = True) -> Tensor:
         """ITM logits (B, 2), index 1 for 'match', through the image-grounded text encoder ([ENC]).
 
         Args:
+            image: of B images, or of B / T images that have T texts each, one after the other.
             open_with_enc: False leaves [CLS] in its place, which ITM was not trained on, to reproduce the numbers of
                 the official blip_itm.py and of transformers' BLIP.
         """
         self.require("encoder")
         opened = _replace_first(ids, self.encode_id) if open_with_enc else ids
-        hidden = self.text(opened, mask, "encoder", image)
+        hidden = self.text(opened, mask, "encoder", image, first=True)
         return self.itm_head(hidden[:, 0])
 
     def decode(self, image: CrossKeys, ids: Tensor, mask: Tensor | None) -> Tensor:

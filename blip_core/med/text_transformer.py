@@ -101,15 +101,19 @@ class Attention(nn.Module):
         return self._split(self.key(source)), self._split(self.value(source))
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Hidden (B, L, D) attends to keys and values; `mask`, broadcast to (B, H, L, N), is True where it may."""
+        """Hidden (B, L, D) attends to keys and values; `mask`, broadcast to (B, H, L, N), is True where it may.
+
+        Keys and values of B / T rows serve T rows of `hidden` each, which stand one after the other; `mask` is theirs.
+        """
+        asked = self.query(hidden).view(len(keys), -1, hidden.shape[2])  # (B / T, T L, D)
         attended = F.scaled_dot_product_attention(
-            self._split(self.query(hidden)),
+            self._split(asked),
             keys,
             values,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        merged = attended.transpose(1, 2).flatten(2)  # (B, L, D)
+        merged = attended.transpose(1, 2).reshape(hidden.shape)
         return self.norm(hidden + self.output_dropout(self.output(merged)))
 
 
@@ -146,18 +150,20 @@ class TextLayer(nn.Module):
         text: KeysValues | None = None,
         image: KeysValues | None = None,
         image_mask: Tensor | None = None,
+        first: bool = False,
     ) -> Tensor:
         """Hidden (B, L, D) through self-attention, cross-attention to `image` if there is one, and feed-forward.
 
         Args:
             mask: what self-attention may look at, broadcast to (B, H, L, L).
+            first: the first token's alone, (B, 1, D); `mask` must then be the same for every token.
             text: keys and values of self-attention; None for those of `hidden` alone.
             image: keys and values of cross-attention.
             image_mask: which of them it may look at, broadcast to (B, H, L, N).
         """
         attention = self._attention(face)
         keys, values = attention.keys_values(hidden) if text is None else text
-        hidden = attention(hidden, keys, values, mask)
+        hidden = attention(hidden[:, :1] if first else hidden, keys, values, mask)
         if image is not None and self.cross_attention is not None:
             hidden = self.cross_attention(hidden, *image, image_mask)
         return self.feed_forward(hidden)
@@ -215,6 +221,7 @@ class TextTransformer(nn.Module):
         face: Face,
         image: CrossKeys | None = None,
         cache: DecoderCache | None = None,
+        first: bool = False,
     ) -> Tensor:
         """Hidden states (B, L, D).
 
@@ -222,8 +229,10 @@ class TextTransformer(nn.Module):
             ids: (B, L) int64.
             mask: (B, L) bool, False where padding; None where nothing is padded.
             face: 'encoder' attends both ways, 'decoder' to the left.
-            image: keys and values of B images; None skips the cross-attention.
+            image: keys and values of B images, or of B / T that serve T texts each, one after the other; None skips
+                the cross-attention.
             cache: of a decoding under way; replaces `image`, and `ids` are then the new tokens alone.
+            first: the encoder's first token alone, (B, 1, D), for which the last layer has less to do.
         """
         past = cache.length if cache is not None else 0
         image = cache.image if cache is not None else image
@@ -233,7 +242,8 @@ class TextTransformer(nn.Module):
         for index, layer in enumerate(self.layers):
             text = cache.grow(index, layer.text_keys_values(hidden, face)) if cache is not None else None
             run = partial(checkpoint, layer, use_reentrant=False) if self._recomputes() else layer
-            hidden = run(hidden, face, allowed, text, None if image is None else image.layers[index], image_mask)
+            seen = None if image is None else image.layers[index]
+            hidden = run(hidden, face, allowed, text, seen, image_mask, first and layer is self.layers[-1])
         return hidden
 
     def embed(self, ids: Tensor, places: Tensor) -> Tensor:
