@@ -15,6 +15,7 @@ from blip_core.med.beam import beam_search
 from blip_core.med.decoding import Caption, GenerationConfig, NextToken, restrict
 from blip_core.med.med import MED
 from blip_core.med.sampling import nucleus
+from blip_core.med.static_decoder import Plan, static_decoder
 from blip_core.med.text_transformer import CrossKeys, DecoderCache
 from blip_core.med.tokenizer import Tokenizer
 
@@ -35,24 +36,53 @@ class CachedDecoder:
 
 @torch.inference_mode()
 def generate(
-    med: MED, tokenizer: Tokenizer, image: CrossKeys, config: GenerationConfig, seeds: Sequence[int] = ()
+    med: MED,
+    tokenizer: Tokenizer,
+    image: CrossKeys,
+    config: GenerationConfig,
+    seeds: Sequence[int] = (),
+    static: bool = False,
 ) -> list[tuple[str, float]]:
     """One caption a row: its text and its mean token log-probability.
 
     Args:
-        image: of `med.cross_keys`, one row for each of the R captions wanted.
-        seeds: R seeds, for nucleus sampling alone.
+        image: of `med.cross_keys`, one row for each of the R captions wanted, or one for so many of them, which then
+            stand one after the other.
+        seeds: R seeds, for nucleus sampling alone; without them there are as many captions as images.
+        static: decodes in fixed shapes, on a GPU by a CUDA graph that is captured once for each model, configuration
+            and number of captions of an image, and for the largest batch. Beam search knows no such way.
     """
-    decoder = CachedDecoder(med, image)
+    rows = max(len(image), len(seeds))
+    if rows % len(image):
+        raise ValueError(f"{rows} seeds for {len(image)} images; expected as many for each image")
     prompt = prompt_tokens(tokenizer, config.prompt)
+    uniforms = None
     if config.method == "nucleus":
         uniforms = torch.stack([row_uniforms(seed, config.max_length) for seed in seeds]).to(image.device)
-        captions = sample(decoder, prompt, uniforms, tokenizer.end_id, config)
-    elif config.method == "beam":
-        captions = beam_search(decoder, prompt, len(image), tokenizer.end_id, config, image.device)
+    if static and config.method != "beam":
+        plan = Plan(tuple(prompt), tokenizer.end_id, tokenizer.pad_id, config)
+        decoder = static_decoder(med, image, rows // len(image), plan)
+        captions = decoder.decode(med, image, uniforms)
     else:
-        captions = greedy(decoder, prompt, len(image), tokenizer.end_id, config, image.device)
+        captions = _decode(med, tokenizer.end_id, prompt, image, rows, config, uniforms)
     return [(tokenizer.decode(caption.tokens), caption.logprob) for caption in captions]
+
+
+def _decode(
+    med: MED,
+    end_id: int,
+    prompt: list[int],
+    image: CrossKeys,
+    rows: int,
+    config: GenerationConfig,
+    uniforms: Tensor | None,
+) -> list[Caption]:
+    owner = torch.arange(len(image), device=image.device).repeat_interleave(rows // len(image))
+    decoder = CachedDecoder(med, image if rows == len(image) else image.select(owner))
+    if uniforms is not None:
+        return sample(decoder, prompt, uniforms, end_id, config)
+    decode = beam_search if config.method == "beam" else greedy
+    return decode(decoder, prompt, rows, end_id, config, image.device)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
