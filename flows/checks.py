@@ -12,6 +12,7 @@ from blip_core.med.foreign import RELEASE_TOKENIZER, locate
 from blip_core.med.text_transformer import Face
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.workspace import Workspace
+from tasks.models import device
 from tasks.workplace import captioner_source, filter_source, human_pairs, tokenizer_source, workspace_of
 
 Check = Callable[[BootstrapConfig], None]
@@ -60,6 +61,11 @@ def _given_model(config: BootstrapConfig, source: str | Path, face: Face) -> Non
         Tokenizer.load(tokenizer_source(config, source) or RELEASE_TOKENIZER)
 
 
+def _precision(config: BootstrapConfig) -> None:
+    if config.annotate.precision == "int8" and device() != "cpu":
+        raise ConfigError(f"annotate.precision: int8 is for CPUs, and this machine has {device()}; set bf16 or fp32")
+
+
 def _both_given(config: BootstrapConfig) -> None:
     if config.checkpoints.captioner is None or config.checkpoints.filter is None:
         raise ConfigError(
@@ -69,13 +75,13 @@ def _both_given(config: BootstrapConfig) -> None:
 
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
-    "bootstrap": (_web, _human, _held_out, _predicate),
+    "bootstrap": (_web, _human, _held_out, _predicate, _precision),
     # the models last: their files may have to be fetched
-    "clean": (_both_given, _predicate, _web, _human_if_given, _given_models),
+    "clean": (_both_given, _precision, _predicate, _web, _human_if_given, _given_models),
     "download": (_web,),
     "pretrain": (_human,),
     "finetune": (_human,),
-    "annotate": (),
+    "annotate": (_precision,),
     "publish": (_human_if_given, _predicate),
     "retrain": (_human,),
     "evaluation": (_held_out,),

@@ -262,7 +262,7 @@ def caption(
 ) -> None:
     """Captions for images, as `annotate` writes them for the same bytes, seed and settings; with a Filter, scored."""
     from blip_core.config import parse_section
-    from blip_core.med.generation import GenerationConfig
+    from blip_core.med.decoding import GenerationConfig
     from flows.caption import caption_images
     from flows.tables import print_rows, to_json
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import torch
 
 from blip_core.capfilt.filter import Filter
-from blip_core.data.transforms import eval_transform
+from blip_core.data.decoding import decode
+from blip_core.data.transforms import normalise
 from blip_core.errors import ConfigError
 from blip_core.med.tokenizer import clean_caption
 from flows.pictures import read_picture
@@ -28,10 +29,12 @@ def score_texts(
     """
     if wordless := [text for text in texts if not clean_caption(text)]:
         raise ConfigError(f"text {wordless[0]!r}: holds no word; expected a text to score")
-    _, picture = read_picture(image)
-    judge = Filter.load(filter, "cuda" if torch.cuda.is_available() else "cpu", image_size, tokenizer)
-    pixels = eval_transform(judge.med.image_size)(picture)[None]
-    (scores,) = judge.score(pixels.to(next(judge.med.parameters()).device), [texts], open_with_enc)
+    picture = read_picture(image)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judge = Filter.load(filter, device, image_size, tokenizer)
+    size = judge.med.image_size
+    pixels = decode([picture], [size]).pixels[size].to(device)
+    (scores,) = judge.score(normalise(pixels), [texts], open_with_enc)
     return pa.table(
         {
             "text": list(texts),

@@ -51,7 +51,7 @@ def over_shards(
 
 def over_batches(
     step: str,
-    batch_task: "Task[[BootstrapConfig, list[str]], Mapping[str, Exception]]",
+    batch_task: "Task[[BootstrapConfig, list[str]], dict[str, CapfiltError]]",
     config: BootstrapConfig,
     names: list[str],
     size: int,

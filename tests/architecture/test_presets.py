@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 
 from blip_core.config import BootstrapConfig, load_config
 from blip_core.corpus.selection import check_predicate
+from blip_core.med.foreign import is_hub_name
 from blip_core.med.med import MED, build_med
 from blip_core.med.text_transformer import FACES, Face
 from blip_core.training.recipe import TrainConfig
@@ -27,6 +29,7 @@ PRESETS = [*sorted((ROOT / "deployments" / "presets").glob("*.yaml")), ROOT / "b
 TABLES = {"workspace": "work", "web.path": "urls.parquet", "human.path": "human.parquet"}
 BASE, LARGE = (ROOT / "deployments" / "presets" / f"blip-{name}.yaml" for name in ("base-14m", "large-129m"))
 RECIPES = [BASE, LARGE]
+CLEAN = ROOT / "deployments" / "presets" / "clean.yaml"
 TRAININGS = ("pretrain", "captioner", "filter", "retrain")
 BERT_WORDS = 30522
 GPUS = 32
@@ -98,7 +101,7 @@ def weights(med: MED) -> int:
 
 
 def test_there_are_presets_for_the_papers_models_photographs_and_the_demo() -> None:
-    names = {"blip-base-14m.yaml", "blip-large-129m.yaml", "photos.yaml", "demo.yaml"}
+    names = {"blip-base-14m.yaml", "blip-large-129m.yaml", "clean.yaml", "photos.yaml", "demo.yaml"}
     assert names <= {path.name for path in PRESETS}
 
 
@@ -114,7 +117,7 @@ def test_a_preset_parses_and_its_settings_fit_together(path: Path) -> None:
         assert training.alpha_ramp_steps <= training.steps
 
 
-@pytest.mark.parametrize("path", sorted({*PRESETS} - {*RECIPES}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted({*PRESETS} - {*RECIPES, CLEAN}), ids=lambda path: path.stem)
 def test_a_preset_for_trying_out_needs_no_network(path: Path) -> None:
     config = load(path)
     assert config.tokenizer.source == "train"
@@ -129,6 +132,21 @@ def test_a_preset_builds_its_models(path: Path) -> None:
         med = built(config, training)
         assert med.image_size == (training.image_size or config.med.architecture().image_size)
         assert config.download.image_size >= med.image_size  # images are not stored smaller than the model sees them
+
+
+def test_clean_needs_a_table_alone_and_works_as_the_paper_and_its_code_do() -> None:
+    values = yaml.safe_load(CLEAN.read_text())
+    assert set(BootstrapConfig.model_json_schema()["required"]) - {*values} == {"web"}
+    config = load_config(CLEAN, {"web.path": "urls.parquet"})
+    generation = asdict(config.generation)
+    assert {key: generation[key] for key in GENERATION} == GENERATION
+    assert config.publish.where == "itm_score > 0.5"
+    assert config.download.image_size == 384
+    for name in (config.checkpoints.captioner, config.checkpoints.filter):
+        assert is_hub_name(str(name))
+    assert config.annotate.precision == "bf16"
+    text = CLEAN.read_text()
+    assert all(f"  {key}: " in text for key in asdict(config.annotate))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -1,0 +1,42 @@
+"""Models as others publish them, which the tests of the clean flow and of its kills have in common."""
+
+from pathlib import Path
+
+import pytest
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TEXTS = [
+    *("a large red circle on a white background", "a small blue square in a green frame", "buy now cheap offers"),
+    *("a medium yellow star on a black background", "a photograph of a purple ring", "click here for orange triangles"),
+    *LETTERS,
+]
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `captioner` and `filter`, random small models that transformers saved as on its hub."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+    folder = tmp_path_factory.mktemp("published")
+    pieces = BertWordPieceTokenizer()
+    pieces.train_from_iterator(TEXTS, vocab_size=200, min_frequency=1, show_progress=False)
+    pieces.save_model(str(folder))
+    words = BertTokenizerFast.from_pretrained(folder, model_max_length=512)
+    special = {"bos_token_id": len(words), "sep_token_id": words.sep_token_id, "eos_token_id": words.sep_token_id}
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BlipConfig(
+        text_config={**sizes, **special, "pad_token_id": words.pad_token_id, "vocab_size": len(words) + 2},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16, "layer_norm_eps": 1e-6},
+        image_text_hidden_size=16,
+    )
+    for name, kind in (("captioner", BlipForConditionalGeneration), ("filter", BlipForImageTextRetrieval)):
+        torch.manual_seed(len(name))
+        model = kind(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # with opinions, so that some texts pass and others do not
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
+    return folder
