@@ -21,7 +21,7 @@ Configure = Callable[..., Path]
 
 COMMANDS = (
     "demo", "bootstrap", "clean", "download", "pretrain", "finetune", "annotate", "publish", "retrain", "evaluation",
-    "train", "score", "convert", "query", "report",
+    "train", "caption", "score", "convert", "query", "report",
 )  # fmt: skip
 
 
