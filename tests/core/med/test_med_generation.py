@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,14 +87,18 @@ CONFIG = GenerationConfig(p=0.95, max_length=8, min_length=0)
 
 
 @pytest.mark.parametrize("prompt", ["", "a red"])
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
 @torch.inference_mode()
-def test_cached_and_uncached_decoding_agree(med: MED, tokenizer: Tokenizer, image: CrossKeys, prompt: str) -> None:
+def test_cached_and_uncached_decoding_agree(
+    med: MED, tokenizer: Tokenizer, image: CrossKeys, prompt: str, penalty: float
+) -> None:
+    config = replace(CONFIG, repetition_penalty=penalty, min_length=3)
     given = prompt_tokens(tokenizer, prompt)
     uniforms = torch.stack([row_uniforms(seed, 8) for seed in range(3)])
     for decode in (
-        lambda decoder: greedy(decoder, given, 3, tokenizer.end_id, CONFIG, CPU),
-        lambda decoder: sample(decoder, given, uniforms, tokenizer.end_id, CONFIG),
-        lambda decoder: beam_search(decoder, given, 3, tokenizer.end_id, CONFIG, CPU),
+        lambda decoder: greedy(decoder, given, 3, tokenizer.end_id, config, CPU),
+        lambda decoder: sample(decoder, given, uniforms, tokenizer.end_id, config),
+        lambda decoder: beam_search(decoder, given, 3, tokenizer.end_id, config, CPU),
     ):
         cached, uncached = decode(CachedDecoder(med, image)), decode(UncachedDecoder(med, image))
         assert [caption.tokens for caption in cached] == [caption.tokens for caption in uncached]
@@ -114,6 +119,49 @@ def test_an_image_has_the_same_captions_in_any_batch(
         assert alone_logprob == pytest.approx(logprob, rel=1e-4)
     if method == "nucleus":
         assert len({text for text, _ in together}) > 3
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"prompt": "a red", "repetition_penalty": 1.5, "min_length": 5, "top_k": 20}])
+def test_a_caption_follows_from_run_seed_image_and_candidate_in_whatever_batch_they_come(
+    med: MED, tokenizer: Tokenizer, image: CrossKeys, settings: dict[str, Any], static: bool
+) -> None:
+    config = replace(CONFIG, p=1.0, **settings)
+    wanted = [(row, number) for number in (1, 2, 3, 4, 5) for row in (0, 1, 2)]
+
+    def captions(order: list[tuple[int, int]], size: int) -> dict[tuple[int, int], tuple[str, float]]:
+        found: dict[tuple[int, int], tuple[str, float]] = {}
+        for begin in range(0, len(order), size):
+            batch = order[begin : begin + size]
+            rows = image.select(torch.tensor([row for row, _ in batch]))
+            seeds = [caption_seed(7, f"sha256 of {row}", number) for row, number in batch]
+            found |= dict(zip(batch, generate(med, tokenizer, rows, config, seeds, static), strict=True))
+        return found
+
+    together = captions(wanted, len(wanted))
+    assert len({text for text, _ in together.values()}) > 8
+    for order in (wanted, wanted[::-1], sorted(wanted)):
+        for size in (1, 4, 7):
+            again = captions(order, size)
+            assert {key: text for key, (text, _) in again.items()} == {key: text for key, (text, _) in together.items()}
+            assert all(again[key][1] == pytest.approx(together[key][1], rel=1e-4) for key in wanted)
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam", "greedy"])
+def test_captions_of_one_encoding_are_those_of_an_encoding_for_each(
+    med: MED, tokenizer: Tokenizer, image: CrossKeys, method: str
+) -> None:
+    config, seeds = replace(CONFIG, method=method), range(12)
+    shared = generate(med, tokenizer, image, config, seeds)
+    each = [image.select(slice(row, row + 1)) for row in range(3) for _ in range(4)]
+    alone = [generate(med, tokenizer, own, config, [seed])[0] for own, seed in zip(each, seeds, strict=True)]
+    assert [text for text, _ in shared] == [text for text, _ in alone]
+    assert [logprob for _, logprob in shared] == pytest.approx([logprob for _, logprob in alone], rel=1e-4)
+
+
+def test_seeds_that_cannot_be_shared_out_are_named(med: MED, tokenizer: Tokenizer, image: CrossKeys) -> None:
+    with pytest.raises(ValueError, match="4 seeds for 3 images"):
+        generate(med, tokenizer, image, CONFIG, range(4))
 
 
 def test_rows_that_end_leave_the_others_undisturbed() -> None:

@@ -1,6 +1,7 @@
 """Nucleus sampling: which tokens may be sampled, against a slow and obvious one, and how often each is drawn."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,10 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from blip_core.med.decoding import GenerationConfig
-from blip_core.med.generation import row_uniforms
+from blip_core.med.generation import caption_seed, generate, row_uniforms
+from blip_core.med.med import MED
 from blip_core.med.sampling import HEAD, nucleus, sampled_from
+from blip_core.med.tokenizer import Tokenizer
 
 BY_SEARCH = pytest.mark.parametrize("by_search", [False, True], ids=["by sorting", "by search"])
 CONFIGS = [
@@ -147,3 +150,48 @@ def test_thresholds_found_either_way_are_the_same_over_a_whole_vocabulary() -> N
             assert torch.equal(sampled_from(rounded, config, False), sampled_from(rounded, config, True))
     flat = replace(CONFIGS[0], p=0.999)
     assert torch.equal(sampled_from(scores, flat, False), sampled_from(scores, flat, True))
+
+
+def chances_of_texts(med: MED, tokenizer: Tokenizer, image: Tensor, config: GenerationConfig) -> Counter[str]:
+    """The probability of every text of two tokens at most, from the model's logits of one whole text after another."""
+    keys = med.cross_keys(med.encode_image(image))
+
+    def after(*tokens: int) -> dict[int, float]:
+        logits = med.decode(keys, torch.tensor([[tokenizer.decode_id, *tokens]]), None)[0, -1]
+        return obvious(logits.tolist(), config)
+
+    chances: Counter[str] = Counter()
+    for first, chance in after().items():
+        if first == tokenizer.end_id:
+            chances[""] += chance
+            continue
+        for second, then in after(first).items():
+            text = [first] if second == tokenizer.end_id else [first, second]
+            chances[tokenizer.decode(text)] += chance * then
+    return chances
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [GenerationConfig(p=0.9), GenerationConfig(p=0.6, temperature=1.7), GenerationConfig(p=0.95, top_k=4)],
+    ids=["p", "temperature", "top_k"],
+)
+@torch.inference_mode()
+def test_captions_of_many_images_are_as_frequent_as_the_model_says(
+    med: MED, tokenizer: Tokenizer, images: Tensor, config: GenerationConfig, static: bool
+) -> None:
+    config = replace(config, max_length=2, min_length=0)
+    seeds = [caption_seed(0, f"{number:064x}", 1) for number in range(6000)]
+    keys = med.cross_keys(med.encode_image(images[:1]))
+    counts = Counter(text for text, _ in generate(med, tokenizer, keys, config, seeds, static))
+    chances = chances_of_texts(med, tokenizer, images[:1], config)
+    assert set(counts) <= set(chances)
+    often = [text for text, chance in chances.items() if chance * len(seeds) >= 10]
+    assert len(often) > 5
+    observed, expected = [counts[text] for text in often], [chances[text] * len(seeds) for text in often]
+    rare = len(seeds) - sum(observed), len(seeds) - sum(expected)
+    if rare[1] >= 10:
+        observed, expected = [*observed, rare[0]], [*expected, rare[1]]
+    scale = sum(observed) / sum(expected)
+    assert chisquare(observed, [scale * number for number in expected]).pvalue > 1e-3
