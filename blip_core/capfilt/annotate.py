@@ -1,33 +1,45 @@
-"""CapFilt over one shard: every image gets synthetic texts, and every text, web or synthetic, its scores.
+"""CapFilt over shards: every image gets synthetic texts, and every text, web or synthetic, its scores.
 
 Nothing is thrown away here: the corpus is a SQL predicate over what this writes (BLIP, section 3.3, figure 3).
+Memory grows neither with the size of a shard nor with their number.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from PIL import Image
-from torch import Tensor
-
+from blip_core.capfilt.candidates import Annotator, device_of
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
-from blip_core.corpus.schemas import ANNOTATION_SCHEMA, write_part
-from blip_core.data.images import UnreadableImage, decode_image
-from blip_core.data.shards import check_part, read_shard
-from blip_core.data.transforms import eval_transform
-from blip_core.errors import ShardError
-from blip_core.files import fingerprint
-from blip_core.med.generation import GenerationConfig, caption_seed
-from blip_core.med.tokenizer import clean_caption
+from blip_core.capfilt.reading import Batch, ShardJob, ShardReader, Step
+from blip_core.corpus.schemas import (
+    ANNOTATION_SCHEMA,
+    ANNOTATION_VERSION,
+    CAPTIONER_KEY,
+    FILTER_KEY,
+    FINGERPRINT_KEY,
+    IMAGES_KEY,
+    PRECISION_KEY,
+    ROWS_KEY,
+    UNSCORED_KEY,
+    PartWriter,
+    part_writer,
+)
+from blip_core.data.decoding import decoder
+from blip_core.data.shards import check_part
+from blip_core.errors import CapfiltError, ShardError
+from blip_core.files import fingerprint, sweep
+from blip_core.med.generation import GenerationConfig
 from blip_core.settings import Settings, setting
 
-Row = dict[str, Any]
+COUNT_KEYS = (IMAGES_KEY, ROWS_KEY, UNSCORED_KEY)
+BATCH_SIZE_ON_CPU = 16
+BATCH_SIZE_ON_GPU = 256
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -48,14 +60,35 @@ class AnnotateConfig(Settings):
 
 
 class AnnotationSummary(NamedTuple):
-    """What one shard's annotation holds."""
+    """What one shard's annotation holds, and what it took: seconds in all, and those spent waiting for pictures."""
 
     shard: str
     images: int
     candidates: int
     unscored: int
     seconds: float
+    waited: float
     skipped: bool
+
+
+class FailedShard(NamedTuple):
+    """A shard that could not be annotated, and why; no part of it was written."""
+
+    shard: str
+    error: CapfiltError
+
+
+class ShardProgress(NamedTuple):
+    """How far a shard is: images done and in all, seconds since it was begun, and those spent waiting for pictures."""
+
+    shard: str
+    done: int
+    total: int
+    seconds: float
+    waited: float
+
+
+Progress = Callable[[ShardProgress], None]
 
 
 def annotate_shard(
@@ -67,161 +100,154 @@ def annotate_shard(
     generation: GenerationConfig,
     seed: int,
 ) -> AnnotationSummary:
-    """Captions and scores one shard into one annotation part, unless the same part stands already.
+    """Annotates one shard as annotate_shards does, and raises the error where it fails."""
+    job = ShardJob(shard, target)
+    (result,) = annotate_shards([job], captioner, filter, config, generation, seed)
+    if isinstance(result, FailedShard):
+        raise result.error
+    return result
+
+
+def annotate_shards(
+    jobs: Iterable[ShardJob],
+    captioner: Captioner,
+    filter: Filter,
+    config: AnnotateConfig,
+    generation: GenerationConfig,
+    seed: int,
+    progress: Progress | None = None,
+) -> Iterator[AnnotationSummary | FailedShard]:
+    """Captions and scores shards, each into one annotation part, unless the same part stands already.
 
     Every image with status 'ok' gives 1 + `config.candidates` rows; a candidate that cannot be scored (an empty
-    text, an image that cannot be decoded) has a reason and no scores.
+    text, an image that cannot be decoded) has a reason and no scores. A shard that fails does not hold up the others.
 
-    Raises ShardError where the shard is torn or rows would be lost.
+    Args:
+        jobs: may be made as they are asked for; they are read ahead of the models.
+        captioner, filter: both on one device, and in `config.precision`.
+        progress: called after every batch.
+
+    Yields:
+        A result for each job, in their order: FailedShard where the shard is torn or not sorted, or the part cannot
+        be written.
     """
-    began = time.monotonic()
-    models = (captioner.digest, filter.digest, config.precision)
-    settings = (shard.stem, *models, config.candidates, asdict(generation), seed)
-    mark = fingerprint("annotation/1", *settings)
-    if target.is_file() and check_part(target, "annotation/1").get("capfilt.fingerprint") == mark:
-        return _summary(shard, target, 0.0, skipped=True)
-    annotator = _Annotator(shard.stem, captioner, filter, config, generation, seed)
-    rows = [row for batch in _batches(shard, config.batch_size or 16) for row in annotator.annotate(batch)]
-    _check_complete(shard, rows, config.candidates)
-    write_part(target, pa.Table.from_pylist(rows, ANNOTATION_SCHEMA), "annotation/1", mark)
-    return _summary(shard, target, time.monotonic() - began, skipped=False)
+    run = _Run(captioner, filter, config, generation, seed, progress)
+    views = [captioner.med.image_size, filter.med.image_size]
+    with decoder(views, config.workers, pinned=device_of(captioner).type == "cuda") as pictures:
+        reader = ShardReader(jobs, run.standing, pictures, run.annotator.batch_size)
+        with closing(reader.steps()) as steps:
+            clock = _Clock()
+            while (step := clock.wait(lambda: next(steps, None))) is not None:
+                yield run.finish(step, steps, reader, clock)
+                clock = _Clock()
 
 
-def _batches(shard: Path, size: int) -> Iterator[list[Row]]:
-    """The shard's rows that have an image, in order, `size` at a time."""
-    read_shard(shard, columns=["uid"])
-    columns = ["uid", "url", "caption", "status", "sha256", "image"]
-    waiting: list[Row] = []
-    for batch in pq.ParquetFile(shard).iter_batches(batch_size=size, columns=columns):
-        waiting += [row for row in batch.to_pylist() if row["status"] == "ok"]
-        while len(waiting) >= size:
-            yield waiting[:size]
-            waiting = waiting[size:]
-    if waiting:
-        yield waiting
+class _Clock:
+    """Seconds since it was made, and those of them spent waiting."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self._made = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._made
+
+    def wait(self, get: Callable[[], Value]) -> Value:
+        began = time.monotonic()
+        try:
+            return get()
+        finally:
+            self.waited += time.monotonic() - began
 
 
-def _check_complete(shard: Path, rows: list[Row], candidates: int) -> None:
-    status = read_shard(shard, columns=["status"])["status"].to_pylist()
-    expected = status.count("ok") * (1 + candidates)
-    if len(rows) != expected:
-        raise ShardError(f"{shard}: {len(rows)} candidates for {expected} expected; the part is not written")
+class _Run:
+    """The models and the settings, at work on one shard after the other."""
 
-
-def _summary(shard: Path, target: Path, seconds: float, skipped: bool) -> AnnotationSummary:
-    part = pq.read_table(target, columns=["candidate", "reason"])
-    images = part["candidate"].to_pylist().count(0)
-    unscored = len(part) - part["reason"].null_count
-    return AnnotationSummary(shard.stem, images, len(part), unscored, seconds, skipped)
-
-
-class _Annotator:
     def __init__(
         self,
-        shard: str,
         captioner: Captioner,
         filter: Filter,
         config: AnnotateConfig,
         generation: GenerationConfig,
         seed: int,
+        progress: Progress | None,
     ) -> None:
-        self.shard = shard
-        self.captioner = captioner
-        self.filter = filter
-        self.config = config
-        self.generation = generation
-        self.seed = seed
-        self.captioner_view = eval_transform(captioner.med.image_size)
-        self.filter_view = eval_transform(filter.med.image_size)
+        default = BATCH_SIZE_ON_CPU if device_of(captioner).type == "cpu" else BATCH_SIZE_ON_GPU
+        batch_size = config.batch_size or default
+        self.annotator = Annotator(captioner, filter, generation, config.candidates, batch_size, seed)
+        self.progress = progress
+        self.models = {CAPTIONER_KEY: captioner.digest, FILTER_KEY: filter.digest, PRECISION_KEY: config.precision}
+        self.settings = (*self.models.values(), config.candidates, asdict(generation), seed)
+        self._swept: set[Path] = set()
 
-    def annotate(self, rows: list[Row]) -> list[Row]:
-        """The candidates of a batch of shard rows, in order."""
-        readable, pictures = _decode(rows)
-        captioned = self._caption(readable, pictures)
-        texts = [[row["caption"] or "", *(text for text, _ in captions)] for row, captions in captioned]
-        scored = self._score(pictures, texts)
-        found = {
-            row["uid"]: self._candidates(row, captions, scores)
-            for (row, captions), scores in zip(captioned, scored, strict=True)
-        }
-        return [candidate for row in rows for candidate in found.get(row["uid"]) or self._unreadable(row)]
+    def standing(self, job: ShardJob) -> AnnotationSummary | None:
+        """The summary of a part that stands for this job already, from its metadata alone."""
+        if job.target.parent not in self._swept:
+            self._swept.add(job.target.parent)
+            sweep(job.target.parent)
+        if not job.target.is_file():
+            return None
+        found = check_part(job.target, ANNOTATION_VERSION)
+        if found.get(FINGERPRINT_KEY) != self._mark(job) or not found.keys() >= set(COUNT_KEYS):
+            return None
+        images, rows, unscored = (int(found[key]) for key in COUNT_KEYS)
+        return AnnotationSummary(job.shard.stem, images, rows, unscored, 0.0, 0.0, skipped=True)
 
-    def _caption(self, rows: list[Row], pictures: list[Image.Image]) -> list[tuple[Row, list[tuple[str, float]]]]:
-        if not rows:
-            return []
-        seeds = [[self._caption_seed(row, number) for number in self._numbers()] for row in rows]
-        images = self._stack(self.captioner_view, pictures, self.captioner)
-        return list(zip(rows, self.captioner.caption(images, self.generation, seeds), strict=True))
-
-    def _score(self, pictures: list[Image.Image], texts: list[list[str]]) -> list[dict[int, tuple[float, float]]]:
-        """For each image the scores of its texts by candidate number; an empty text has none."""
-        if not texts:
-            return []
-        images = self._stack(self.filter_view, pictures, self.filter)
-        present = [[number for number, text in enumerate(row) if clean_caption(text)] for row in texts]
-        wanted = [[row[number] for number in numbers] for row, numbers in zip(texts, present, strict=True)]
-        scores = self.filter.score(images, wanted)
-        return [dict(zip(numbers, row, strict=True)) for numbers, row in zip(present, scores, strict=True)]
-
-    def _candidates(
-        self, row: Row, captions: list[tuple[str, float]], scores: dict[int, tuple[float, float]]
-    ) -> list[Row]:
-        web = self._candidate(row, 0, row["caption"] or "", None, scores.get(0))
-        return [
-            web,
-            *(
-                self._candidate(row, number, text, logprob, scores.get(number))
-                for number, (text, logprob) in zip(self._numbers(), captions, strict=True)
-            ),
-        ]
-
-    def _unreadable(self, row: Row) -> list[Row]:
-        texts = [row["caption"] or "", *("" for _ in self._numbers())]
-        return [self._candidate(row, number, text, None, None, "image_unreadable") for number, text in enumerate(texts)]
-
-    def _candidate(
+    def finish(
         self,
-        row: Row,
-        number: int,
-        text: str,
-        logprob: float | None,
-        score: tuple[float, float] | None,
-        reason: str = "empty_text",
-    ) -> Row:
-        return {
-            "uid": row["uid"],
-            "shard": self.shard,
-            "url": row["url"],
-            "image_sha256": row["sha256"],
-            "text": text,
-            "source": "synthetic" if number else "web",
-            "candidate": number,
-            "itm_score": score[0] if score else None,
-            "itc_score": score[1] if score else None,
-            "logprob": logprob,
-            "captioner": self.captioner.digest,
-            "filter": self.filter.digest,
-            "seed": self._caption_seed(row, number) if number else None,
-            "reason": None if score else reason,
-        }
-
-    def _numbers(self) -> range:
-        return range(1, 1 + self.config.candidates)
-
-    def _caption_seed(self, row: Row, number: int) -> int:
-        return caption_seed(self.seed, row["sha256"], number)
-
-    def _stack(self, view: Any, pictures: list[Image.Image], model: Captioner | Filter) -> Tensor:
-        device = next(model.med.parameters()).device
-        return torch.stack([view(picture) for picture in pictures]).to(device)
-
-
-def _decode(rows: list[Row]) -> tuple[list[Row], list[Image.Image]]:
-    readable, pictures = [], []
-    for row in rows:
+        step: Step[AnnotationSummary],
+        steps: Iterator[Step[AnnotationSummary]],
+        reader: ShardReader[AnnotationSummary],
+        clock: _Clock,
+    ) -> AnnotationSummary | FailedShard:
+        """Makes the part of the job that `step` begins; takes the other steps of that job."""
+        name = step.job.shard.stem
+        if isinstance(step.content, AnnotationSummary):
+            return step.content
+        if isinstance(step.content, CapfiltError):
+            return FailedShard(name, step.content)
+        contents = _contents(step, steps, clock)
         try:
-            pictures.append(decode_image(row["image"]))
-        except UnreadableImage:
-            continue
-        readable.append(row)
-    return readable, pictures
+            return self._write(step.job, step.content.total, contents, clock)
+        except CapfiltError as error:
+            reader.abandon(step.job)
+            for _ in contents:
+                pass
+            return FailedShard(name, error)
+
+    def _write(
+        self, job: ShardJob, total: int, contents: Iterator[Batch | CapfiltError], clock: _Clock
+    ) -> AnnotationSummary:
+        name, done, unscored = job.shard.stem, 0, 0
+        with part_writer(job.target, ANNOTATION_SCHEMA, ANNOTATION_VERSION, self._mark(job), self.models) as part:
+            for content in contents:
+                if isinstance(content, CapfiltError):
+                    raise content
+                rows = self.annotator.annotate(name, content.rows, clock.wait(content.decoded.result))
+                part.write(rows)
+                done += len(content.rows)
+                unscored += rows.num_rows - rows["reason"].null_count
+                if self.progress is not None:
+                    self.progress(ShardProgress(name, done, total, clock.seconds, clock.waited))
+            self._check_complete(job, part, total)
+            part.describe(dict(zip(COUNT_KEYS, map(str, (total, part.rows, unscored)), strict=True)))
+        return AnnotationSummary(name, total, part.rows, unscored, clock.seconds, clock.waited, skipped=False)
+
+    def _check_complete(self, job: ShardJob, part: PartWriter, total: int) -> None:
+        expected = total * (1 + len(self.annotator.numbers))
+        if part.rows != expected:
+            raise ShardError(f"{job.shard}: {part.rows} candidates for {expected} expected; the part is not written")
+
+    def _mark(self, job: ShardJob) -> str:
+        return fingerprint(ANNOTATION_VERSION, job.shard.stem, *self.settings)
+
+
+def _contents(
+    step: Step[AnnotationSummary], steps: Iterator[Step[AnnotationSummary]], clock: _Clock
+) -> Iterator[Batch | CapfiltError]:
+    """What the steps of one job hold, from its first one to its last."""
+    yield cast("Batch", step.content)
+    while not step.last:
+        step = clock.wait(lambda: next(steps))
+        yield cast("Batch | CapfiltError", step.content)

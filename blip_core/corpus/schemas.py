@@ -4,7 +4,8 @@ Scores carry no image bytes, so their row groups are large (122,880 rows, DuckDB
 an aggregate reads only the columns it names. Imports no DuckDB: annotating needs none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,16 @@ CORPUS_VERSION = "corpus/1"
 
 SCHEMA_KEY = "capfilt.schema"
 FINGERPRINT_KEY = "capfilt.fingerprint"
+# Of annotations: what made them, and how many images, candidates, and candidates without scores there are.
+CAPTIONER_KEY = "capfilt.captioner"
+FILTER_KEY = "capfilt.filter"
+PRECISION_KEY = "capfilt.precision"
+IMAGES_KEY = "capfilt.images"
+ROWS_KEY = "capfilt.rows"
+UNSCORED_KEY = "capfilt.unscored"
+
+# Why a candidate of a readable image has no scores; of another image it is the reason why it cannot be read.
+EMPTY_TEXT = "empty_text"
 
 # What both know of a candidate.
 _CANDIDATE = {
@@ -95,7 +106,50 @@ def write_part(
         mark: fingerprint of what the part was made from.
         metadata: further key-value metadata.
     """
-    entries = {SCHEMA_KEY: version, FINGERPRINT_KEY: mark, **(metadata or {})}
-    rows = rows.sort_by([("uid", "ascending"), ("candidate", "ascending")]).replace_schema_metadata(entries)
-    with atomic_file(target) as temporary:
-        pq.write_table(rows, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    with part_writer(target, rows.schema, version, mark, metadata) as writer:
+        writer.write(rows.sort_by([("uid", "ascending"), ("candidate", "ascending")]))
+
+
+@contextmanager
+def part_writer(
+    target: Path, schema: pa.Schema, version: str, mark: str, metadata: Mapping[str, str] | None = None
+) -> Iterator["PartWriter"]:
+    """Yields what takes the rows of a part, which gets its final name when the block ends without an error.
+
+    It holds one row group at most, and how the rows were cut when they came does not show in the bytes. The arguments
+    are those of write_part.
+    """
+    schema = schema.with_metadata({SCHEMA_KEY: version, FINGERPRINT_KEY: mark, **(metadata or {})})
+    with atomic_file(target) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as file:
+        writer = PartWriter(file, schema)
+        yield writer
+        writer.finish()
+
+
+class PartWriter:
+    """Takes the rows of a part in their order."""
+
+    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._file = file
+        self._waiting = schema.empty_table()
+
+    def write(self, rows: pa.Table) -> None:
+        """Adds rows of the part's schema."""
+        self.rows += rows.num_rows
+        self._waiting = pa.concat_tables([self._waiting, rows.replace_schema_metadata(self._waiting.schema.metadata)])
+        while self._waiting.num_rows >= ROW_GROUP_ROWS:
+            self._write_group(self._waiting.slice(0, ROW_GROUP_ROWS))
+            self._waiting = self._waiting.slice(ROW_GROUP_ROWS)
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Adds key-value metadata that is known only when all rows are: to the file, not to its Arrow schema."""
+        self._file.add_key_value_metadata(dict(metadata))
+
+    def finish(self) -> None:
+        """Writes what still waits."""
+        if self._waiting.num_rows:
+            self._write_group(self._waiting)
+
+    def _write_group(self, rows: pa.Table) -> None:
+        self._file.write_table(rows.combine_chunks(), row_group_size=ROW_GROUP_ROWS)

@@ -69,11 +69,11 @@ class Decoder:
         self._gatherer = ThreadPoolExecutor(1, thread_name_prefix="gather-pictures")
 
     def begin(self, images: Sequence[bytes]) -> Future[Decoded]:
-        """Begins to decode a batch of at least one image; a batch of which a process died is tried once again.
+        """Begins to decode a batch. One at which a process dies is tried once again.
 
         This, or the result, raises CapfiltError where processes have died twice.
         """
-        if not self.workers:
+        if not self.workers or not images:
             return self._gatherer.submit(lambda: self._joined([decode(images, self.sizes)]))
         chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
         return self._gatherer.submit(self._gather, chunks, self._submit(chunks))

@@ -4,7 +4,7 @@ A shard is sorted by uid, in row groups of 1,000 rows, and holds no time of day:
 give the same bytes. What stands under a final name is whole, and is checked against its schema when read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,9 @@ from blip_core.files import atomic_file
 
 SHARD_VERSION = "shard/1"
 ROW_GROUP_ROWS = 1_000
+# What is read at once where a shard is not read whole; its compressed bytes come through a buffer.
+ROWS_AT_ONCE = 64
+BUFFER_BYTES = 2**20
 
 SCHEMA_KEY = "capfilt.schema"
 SETTINGS_KEY = "capfilt.settings"
@@ -63,11 +66,20 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         table = pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise _torn(path, error) from error
-    names = columns if columns is not None else SHARD_SCHEMA.names
-    expected = pa.schema([SHARD_SCHEMA.field(name) for name in names])
-    if not table.schema.equals(expected):
-        raise ShardError(f"{path}: has the columns {_listed(table.schema)}; a shard has {_listed(expected)}")
+    _check_columns(path, table.schema, columns if columns is not None else SHARD_SCHEMA.names)
     return table
+
+
+def iterate_shard(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Those columns of a shard, some rows at a time; holds a small part of it. Raises ShardError as read_shard does."""
+    check_part(path, SHARD_VERSION)
+    try:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as parquet:
+            schema = pa.schema([field for field in parquet.schema_arrow if field.name in columns])
+            _check_columns(path, schema, columns)
+            yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise _torn(path, error) from error
 
 
 def check_part(path: Path, schema_name: str) -> dict[str, str]:
@@ -114,6 +126,12 @@ def write_shard(path: Path, groups: Iterable[pa.Table], settings: str, rows: int
 
 def _torn(path: Path, error: Exception) -> ShardError:
     return ShardError(f"{path}: is torn or no Parquet file ({error}). Delete it and run the step again")
+
+
+def _check_columns(path: Path, found: pa.Schema, names: list[str]) -> None:
+    expected = pa.schema([SHARD_SCHEMA.field(name) for name in names])
+    if not found.equals(expected):
+        raise ShardError(f"{path}: has the columns {_listed(found)}; a shard has {_listed(expected)}")
 
 
 def _listed(schema: pa.Schema) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip_core.corpus.schemas import EMPTY_TEXT
 from blip_core.errors import InputError
 from blip_core.scenes.grammar import is_right
 from blip_core.workspace import Workspace
@@ -110,7 +111,7 @@ def _verdicts(folder: Path, known: dict[str, tuple[str, dict[str, Any] | None]],
     """The verdict on every row of a folder's parts whose image could be read."""
     for part in sorted(folder.glob("*.parquet")):
         for row in pq.read_table(part, columns=["uid", "text", "source", "itm_score", *extra]).to_pylist():
-            if row.get("reason") != "image_unreadable":
+            if row.get("reason") in (None, EMPTY_TEXT):
                 right = _is_right(row["source"], row["text"], *known.get(row["uid"], (None, None)))
                 yield Verdict(row["source"], right, row["itm_score"])
 

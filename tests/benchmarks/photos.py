@@ -24,7 +24,7 @@ from rich.table import Table
 from blip_core.capfilt.filter import Filter
 from blip_core.config import BootstrapConfig, load_config
 from blip_core.corpus.query import run_query
-from blip_core.corpus.schemas import CORPUS_VERSION
+from blip_core.corpus.schemas import CORPUS_VERSION, EMPTY_TEXT
 from blip_core.corpus.selection import KEPT_KEY, REJECTED_KEY
 from blip_core.data.images import decode_image
 from blip_core.data.shards import check_part
@@ -265,7 +265,7 @@ def _losses(figures: dict[str, Any], texts_per_image: int) -> Iterator[str]:
         yield f"{download['failed']} photographs were not downloaded: {download['reasons']}"
     if candidates != download["ok"] * texts_per_image:
         yield f"{candidates} candidates for {download['ok']} images; {texts_per_image} each are expected"
-    if unreadable := figures["unscored"].get("image_unreadable"):
+    if unreadable := sum(count for reason, count in figures["unscored"].items() if reason != EMPTY_TEXT):
         yield f"{unreadable} candidates have no scores because their images could not be decoded"
     if figures["kept"] + figures["rejected"] != candidates:
         yield f"{figures['kept']} candidates kept and {figures['rejected']} rejected, of {candidates}"

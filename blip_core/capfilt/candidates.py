@@ -1,0 +1,159 @@
+"""One batch of images to rows of annotations: the Captioner writes, the Filter judges every text, web and synthetic.
+
+Nothing is thrown away here: a text that cannot be judged has a row with the reason.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from blip_core.capfilt.captioner import Captioner
+from blip_core.capfilt.filter import Filter, Score
+from blip_core.corpus.schemas import ANNOTATION_SCHEMA, EMPTY_TEXT
+from blip_core.data.decoding import Decoded
+from blip_core.data.transforms import normalise
+from blip_core.errors import CapfiltError
+from blip_core.med.generation import GenerationConfig, caption_seed
+from blip_core.med.tokenizer import clean_caption
+
+Row = dict[str, Any]
+
+# What torch's allocator for the CPU says, which has no exception class of its own.
+NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")
+
+logger = logging.getLogger(__name__)
+
+
+class Candidate(NamedTuple):
+    """One text of an image, its log-probability if it was sampled, and its scores if it could be judged."""
+
+    text: str
+    logprob: float | None
+    score: Score | None
+
+
+class Annotator:
+    """Both models, and how they are used.
+
+    Args:
+        candidates: synthetic texts of each image.
+        batch_size: images captioned and scored at once; less from the moment on when memory does not do.
+        seed: the run's seed, of which that of every caption is made.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        filter: Filter,
+        generation: GenerationConfig,
+        candidates: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.captioner = captioner
+        self.filter = filter
+        self.generation = generation
+        self.numbers = range(1, 1 + candidates)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def annotate(self, shard: str, rows: list[Row], decoded: Decoded) -> pa.Table:
+        """1 + candidates rows of ANNOTATION_SCHEMA for each image, in order.
+
+        Raises CapfiltError where the memory does not do for one image alone.
+        """
+        readable = [row for row, reason in zip(rows, decoded.reasons, strict=True) if reason is None]
+        judged = iter(self._judge_all(shard, readable, decoded.pixels))
+        records = [
+            self._record(shard, row, number, candidate, reason)
+            for row, reason in zip(rows, decoded.reasons, strict=True)
+            for number, candidate in enumerate(next(judged) if reason is None else self._unjudged(row))
+        ]
+        return pa.Table.from_pylist(records, ANNOTATION_SCHEMA)
+
+    def _judge_all(self, shard: str, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[list[Candidate]]:
+        """The candidates of readable images, by as many at once as the memory allows."""
+        judged: list[list[Candidate]] = []
+        while len(judged) < len(rows):
+            part = slice(len(judged), len(judged) + self.batch_size)
+            some = rows[part]
+            try:
+                judged += self._judge(some, {size: tensor[part] for size, tensor in pixels.items()})
+                continue
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not _is_out_of_memory(error):
+                    raise
+                message = str(error).partition("\n")[0]
+            self._shrink(shard, some, message)  # the error is gone by now, and with it what its frames held
+        return judged
+
+    def _shrink(self, shard: str, rows: list[Row], message: str) -> None:
+        if len(rows) == 1:
+            raise CapfiltError(f"shard {shard}, image {rows[0]['uid']}: out of memory with one image alone ({message})")
+        self.batch_size = len(rows) // 2
+        logger.warning("out of memory with %d images at once; going on with %d", len(rows), self.batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _judge(self, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[list[Candidate]]:
+        seeds = [[self._seed(row, number) for number in self.numbers] for row in rows]
+        captions = self.captioner.caption(_images(pixels, self.captioner), self.generation, seeds)
+        texts = [[row["caption"] or "", *(text for text, _ in some)] for row, some in zip(rows, captions, strict=True)]
+        logprobs = [[None, *(logprob for _, logprob in some)] for some in captions]
+        scores = self._score(_images(pixels, self.filter), texts)
+        return [
+            [Candidate(*parts) for parts in zip(*of_image, strict=True)]
+            for of_image in zip(texts, logprobs, scores, strict=True)
+        ]
+
+    def _score(self, images: Tensor, texts: list[list[str]]) -> list[list[Score | None]]:
+        """The scores of every text; None for an empty one."""
+        present = [[text for text in row if clean_caption(text)] for row in texts]
+        scores = [iter(row) for row in self.filter.score(images, present)]
+        return [
+            [next(found) if clean_caption(text) else None for text in row]
+            for row, found in zip(texts, scores, strict=True)
+        ]
+
+    def _unjudged(self, row: Row) -> list[Candidate]:
+        return [Candidate(text, None, None) for text in (row["caption"] or "", *("" for _ in self.numbers))]
+
+    def _record(self, shard: str, row: Row, number: int, candidate: Candidate, reason: str | None) -> Row:
+        score = candidate.score
+        return {
+            "uid": row["uid"],
+            "shard": shard,
+            "url": row["url"],
+            "image_sha256": row["sha256"],
+            "text": candidate.text,
+            "source": "synthetic" if number else "web",
+            "candidate": number,
+            "itm_score": score.itm if score else None,
+            "itc_score": score.itc if score else None,
+            "logprob": candidate.logprob,
+            "captioner": self.captioner.digest,
+            "filter": self.filter.digest,
+            "seed": self._seed(row, number) if number else None,
+            "reason": None if score else reason or EMPTY_TEXT,
+        }
+
+    def _seed(self, row: Row, number: int) -> int:
+        return caption_seed(self.seed, row["sha256"], number)
+
+
+def device_of(model: Captioner | Filter) -> torch.device:
+    """Where a model computes."""
+    return next(model.med.parameters()).device
+
+
+def _images(pixels: Mapping[int, Tensor], model: Captioner | Filter) -> Tensor:
+    """What a model sees: (B, 3, S, S), on its device."""
+    return normalise(pixels[model.med.image_size].to(device_of(model), non_blocking=True))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
