@@ -23,6 +23,7 @@ def publish_shard(config: BootstrapConfig, name: str) -> selection.PublishSummar
         current.corpus / f"{name}.parquet",
         config.publish.where,
         config.round,
+        config.publish.best_of,
     )
     _report(config, summary, time.monotonic() - began)
     progress.at("publish", name, 1)

@@ -6,6 +6,8 @@ connection that can reach no file; pyarrow writes the part, so that the same inp
 
 import hashlib
 import io
+import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ from blip_core.files import fingerprint
 from blip_core.settings import Settings, setting
 
 WHERE_KEY = "capfilt.where"
+BEST_OF_KEY = "capfilt.best_of"
 KEPT_KEY = "capfilt.kept"
 REJECTED_KEY = "capfilt.rejected"
 
@@ -53,6 +56,9 @@ class PublishConfig(Settings):
         "itm_score > 0.5",
         "SQL predicate over the columns of annotations, width and height; what is not true is rejected",
         min_length=1,
+    )
+    best_of: bool = setting(
+        False, "of an image's synthetic texts that pass, keeps the one with the highest itm_score alone"
     )
 
 
@@ -83,27 +89,32 @@ def check_predicate(where: str) -> None:
         raise ConfigError(_predicate_error(where, what))
 
 
-def publish_shard(annotation: Path, shard: Path, target: Path, where: str, round: int) -> PublishSummary:
+def publish_shard(
+    annotation: Path, shard: Path, target: Path, where: str, round: int, best_of: bool = False
+) -> PublishSummary:
     """Writes the corpus part of one shard: the rows of `annotation` for which `where` is true.
 
-    A candidate without scores never passes. Does nothing where `target` stands with the same predicate,
-    round and annotations. Raises ConfigError for the predicate, QueryError where it fails on a row, and
+    A candidate without scores never passes. With `best_of` the best synthetic text of an image alone does, by
+    itm_score, of equal ones the first. Does nothing where `target` stands with the same predicate, `best_of`, round
+    and annotations. Raises ConfigError for the predicate, QueryError where it fails on a row, and
     ShardError where a part is torn or the shard lacks an annotated image.
     """
     check_predicate(where)
     check_part(annotation, ANNOTATION_VERSION)
     with annotation.open("rb") as part:
-        mark = fingerprint(CORPUS_VERSION, where, round, hashlib.file_digest(part, "sha256").hexdigest())
+        mark = fingerprint(CORPUS_VERSION, where, best_of, round, hashlib.file_digest(part, "sha256").hexdigest())
     if standing_fingerprint(target) == mark:
         return read_summary(target, skipped=True)
     candidates = _candidates(annotation, shard)
     keep = _keep(candidates, where, annotation)
+    if best_of:
+        keep = _best_synthetic(candidates, keep)
     kept, rejected = candidates.filter(keep), pc.sum(pc.invert(keep)).as_py() or 0
     if kept.num_rows + rejected != candidates.num_rows:
         raise ShardError(f"{target}: {kept.num_rows} kept, {rejected} rejected of {candidates.num_rows} candidates")
     columns = {name: kept[name] for name in CORPUS_SCHEMA.names if name != "round"}
     columns["round"] = pa.array([round] * kept.num_rows, pa.int32())
-    metadata = {WHERE_KEY: where, **_counts(kept.num_rows, rejected)}
+    metadata = {WHERE_KEY: where, BEST_OF_KEY: json.dumps(best_of), **_counts(kept.num_rows, rejected)}
     write_part(target, pa.table(columns, schema=CORPUS_SCHEMA), CORPUS_VERSION, mark, metadata)
     return read_summary(target, skipped=False)
 
@@ -205,6 +216,20 @@ def _keep(candidates: pa.Table, where: str, annotation: Path) -> pa.Array:
     if verdicts.num_rows != candidates.num_rows:
         raise QueryError(f"publish.where {where!r}: {verdicts.num_rows} verdicts for {candidates.num_rows} candidates")
     return verdicts.sort_by("place")["keep"].combine_chunks()
+
+
+def _best_synthetic(candidates: pa.Table, keep: pa.Array) -> pa.Array:
+    """`keep` without the synthetic texts of an image that another one of it beats."""
+    columns = (candidates[name].to_pylist() for name in ("uid", "source", "itm_score", "candidate"))
+    verdicts = keep.to_pylist()
+    best: dict[str, tuple[float, int, int]] = {}
+    for place, (uid, source, score, candidate) in enumerate(zip(*columns, strict=True)):
+        if verdicts[place] and source == "synthetic":
+            verdicts[place] = False
+            best[uid] = min(best.get(uid, (math.inf, 0, 0)), (-score, candidate, place))
+    for _, _, place in best.values():
+        verdicts[place] = True
+    return pa.array(verdicts, pa.bool_())
 
 
 def _locked_connection(candidates: pa.Table) -> duckdb.DuckDBPyConnection:

@@ -19,10 +19,26 @@ from blip_core.workspace import Workspace
 SHARD = "aaaa000000000001"
 
 
-def publish(workspace: Workspace, where: str, round: int = 1) -> tuple[PublishSummary, Path]:
+def publish(workspace: Workspace, where: str, round: int = 1, best_of: bool = False) -> tuple[PublishSummary, Path]:
     paths = workspace.round(1)
     target = paths.corpus / f"{SHARD}.parquet"
-    return publish_shard(paths.annotations / f"{SHARD}.parquet", workspace.shard(SHARD), target, where, round), target
+    part = paths.annotations / f"{SHARD}.parquet"
+    return publish_shard(part, workspace.shard(SHARD), target, where, round, best_of), target
+
+
+def annotate_again(workspace: Workspace, scores: dict[str, list[float | None]]) -> list[dict]:
+    """Annotations of these scores for each image: of the web text, then of the synthetic ones; None: not scored."""
+    part = workspace.round(1).annotations / f"{SHARD}.parquet"
+    table = pq.read_table(part)
+    first = {row["uid"]: row for row in table.to_pylist() if row["candidate"] == 0}
+    rows = []
+    for uid, each in scores.items():
+        for candidate, score in enumerate(each):
+            row = first[uid] | {"text": f"text {candidate}", "candidate": candidate, "itm_score": score}
+            row |= {"source": "synthetic" if candidate else "web", "reason": "empty_text" if score is None else None}
+            rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), part)
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -93,6 +109,47 @@ def test_standing_part_is_skipped_until_predicate_round_or_annotations_change(wo
     changed, _ = publish(workspace, "itm_score > 0.4", round=2)
     assert not changed.skipped
     assert changed.kept + changed.rejected == 4
+
+
+@pytest.mark.parametrize("where", ["itm_score > 0.5", "itm_score > 0.85", "candidate <> 2", "true", "false"])
+def test_best_of_keeps_the_best_synthetic_text_of_those_that_pass_and_every_web_text(
+    workspace: Workspace, where: str
+) -> None:
+    rows = annotate_again(
+        workspace,
+        {
+            "aaaa-0": [0.9, 0.6, 0.8, 0.7],
+            "aaaa-1": [0.1, 0.75, 0.75, 0.2],  # the first of equal ones
+            "aaaa-2": [0.9, 0.4, None, 0.3],
+            "aaaa-3": [0.6, None, None, None],
+            "aaaa-4": [0.2, 0.55, 0.95, 0.9],
+        },
+    )
+    passing, _ = publish(workspace, where)
+    passed = pq.read_table(workspace.round(1).corpus).select(["uid", "candidate", "itm_score"]).to_pylist()
+    expected = []
+    for row in passed:
+        rivals = [other for other in passed if other["uid"] == row["uid"] and other["candidate"] > 0]
+        best = max(rivals, key=lambda other: (other["itm_score"], -other["candidate"])) if rivals else None
+        if row["candidate"] == 0 or row == best:
+            expected.append((row["uid"], row["candidate"]))
+    summary, target = publish(workspace, where, best_of=True)
+    kept = [(row["uid"], row["candidate"]) for row in pq.read_table(target).to_pylist()]
+    assert kept == expected
+    assert (summary.kept, summary.rejected) == (len(expected), len(rows) - len(expected))
+    assert summary.by_source.get("web", 0) == passing.by_source.get("web", 0)
+    if where == "itm_score > 0.5":
+        assert kept == [("aaaa-0", 0), ("aaaa-0", 2), ("aaaa-1", 1), ("aaaa-2", 0), ("aaaa-3", 0), ("aaaa-4", 2)]
+
+
+def test_a_standing_part_says_whether_it_is_best_of_and_is_written_anew_when_that_changes(workspace: Workspace) -> None:
+    annotate_again(workspace, {"aaaa-0": [0.9, 0.6, 0.8]})
+    for best_of, kept in ((False, 3), (True, 2), (False, 3)):
+        summary, target = publish(workspace, "true", best_of=best_of)
+        assert (summary.skipped, summary.kept, summary.rejected) == (False, kept, 3 - kept)
+        assert pq.read_schema(target).metadata[b"capfilt.best_of"] == str(best_of).lower().encode()
+        again, _ = publish(workspace, "true", best_of=best_of)
+        assert (again.skipped, again.kept, again.rejected) == (True, kept, 3 - kept)
 
 
 def test_torn_corpus_part_is_written_anew(workspace: Workspace) -> None:
