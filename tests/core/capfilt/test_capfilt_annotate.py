@@ -20,11 +20,9 @@ from blip_core.corpus.schemas import ANNOTATION_SCHEMA
 from blip_core.data.shards import SHARD_SCHEMA, check_part, write_shard
 from blip_core.data.transforms import eval_transform
 from blip_core.errors import ShardError
-from blip_core.med.checkpoint import load_med, save_med
+from blip_core.med.checkpoint import load_med
 from blip_core.med.convert import write_transformers
 from blip_core.med.generation import CachedDecoder, GenerationConfig, caption_seed, row_uniforms, sample
-from blip_core.med.med import Architecture, build_med
-from blip_core.med.tokenizer import Tokenizer
 
 NAME = "c0ffee0000000001"
 CONFIG = AnnotateConfig(candidates=2, batch_size=3, workers=0)
@@ -37,27 +35,6 @@ def picture(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def checkpoint(folder: Path, seed: int, image_size: int) -> Path:
-    """A random MED with opinions; Captioner and Filter see images of different sizes."""
-    words = Tokenizer.train(["a red circle", "two green rings", "a blue square under a star"], 100, 12)
-    architecture = Architecture(image_size, 8, 32, 1, 2, 32, 1, 2, 16, 0.0, 0.0)
-    torch.manual_seed(seed)
-    med = build_med(architecture, len(words), words.encode_id, words.decode_id)
-    with torch.no_grad():
-        for parameter in med.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        special = [words.pad_id, words.start_id, words.encode_id, words.decode_id]
-        med.text.head_bias[special] = -100.0
-    save_med(folder, med, architecture, words, {})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Captioner, Filter]:
-    root = tmp_path_factory.mktemp("models")
-    return Captioner.load(checkpoint(root / "captioner", 1, 16)), Filter.load(checkpoint(root / "filter", 2, 24))
 
 
 @pytest.fixture
@@ -101,6 +78,48 @@ def test_every_image_has_its_web_text_and_its_synthetic_texts_in_order(
     assert {row["url"] for row in rows if row["uid"] == "a4"} == {"http://x/4"}
     assert {(row["captioner"], row["filter"]) for row in rows} == {(models[0].digest, models[1].digest)}
     assert pq.read_schema(target).remove_metadata().equals(ANNOTATION_SCHEMA)
+
+
+def test_a_part_s_metadata_say_what_made_it_and_how_much_it_holds(
+    shard: Path, tmp_path: Path, models: tuple[Captioner, Filter]
+) -> None:
+    summary = annotate_shard(shard, tmp_path / "part.parquet", *models, CONFIG, GENERATION, 0)
+    metadata = check_part(tmp_path / "part.parquet", "annotation/1")
+    assert len(metadata.pop("capfilt.fingerprint")) == 16
+    assert metadata == {
+        "capfilt.schema": "annotation/1",
+        "capfilt.captioner": models[0].digest,
+        "capfilt.filter": models[1].digest,
+        "capfilt.precision": "fp32",
+        "capfilt.images": "7",
+        "capfilt.rows": "21",
+        "capfilt.unscored": str(summary.unscored),
+    }
+
+
+def test_a_standing_part_is_summed_up_without_reading_its_columns(
+    shard: Path, tmp_path: Path, models: tuple[Captioner, Filter]
+) -> None:
+    target = tmp_path / "part.parquet"
+    first = annotate_shard(shard, target, *models, CONFIG, GENERATION, 0)
+    data = target.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    target.write_bytes(b"PAR1" + bytes(len(data) - footer - 4) + data[-footer:])
+    with pytest.raises((OSError, pa.ArrowException)):
+        pq.read_table(target)
+    again = annotate_shard(shard, target, *models, CONFIG, GENERATION, 0)
+    assert again == first._replace(skipped=True, seconds=0.0, waited=0.0)
+
+
+@pytest.mark.parametrize("uids", [["b", "a"], ["a", "a"], ["a", None]])
+def test_a_shard_that_is_not_sorted_is_refused(
+    uids: list[str | None], tmp_path: Path, models: tuple[Captioner, Filter]
+) -> None:
+    rows = [{"uid": uid, "caption": "x", "status": "ok", "sha256": "0", "image": picture(1)} for uid in uids]
+    write_shard(tmp_path / "odd.parquet", [pa.Table.from_pylist(rows, SHARD_SCHEMA)], "settings", 2)
+    with pytest.raises(ShardError, match=r"odd\.parquet: uid .* comes after '.'; a shard has every uid once, sorted"):
+        annotate_shard(tmp_path / "odd.parquet", tmp_path / "part.parquet", *models, CONFIG, GENERATION, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
 
 
 def test_the_summary_counts_what_was_written(shard: Path, tmp_path: Path, models: tuple[Captioner, Filter]) -> None:
@@ -270,10 +289,10 @@ def test_the_filter_scores_nothing_where_there_is_no_text(models: tuple[Captione
 
 
 def test_models_in_transformers_format_annotate_alike(
-    shard: Path, tmp_path: Path, models: tuple[Captioner, Filter]
+    shard: Path, tmp_path: Path, models: tuple[Captioner, Filter], checkpoints: tuple[Path, Path]
 ) -> None:
-    write_transformers(tmp_path / "captioner", load_med(checkpoint(tmp_path / "c", 1, 16)), "captioner")
-    write_transformers(tmp_path / "filter", load_med(checkpoint(tmp_path / "f", 2, 24)), "filter")
+    write_transformers(tmp_path / "captioner", load_med(checkpoints[0]), "captioner")
+    write_transformers(tmp_path / "filter", load_med(checkpoints[1]), "filter")
     theirs = Captioner.load(tmp_path / "captioner"), Filter.load(tmp_path / "filter")
     rows = annotate(shard, tmp_path / "part.parquet", models)
     again = annotate(shard, tmp_path / "again.parquet", theirs)
