@@ -48,11 +48,11 @@ def generate(
     Args:
         image: of `med.cross_keys`, one row for each of the R captions wanted, or one for so many of them, which then
             stand one after the other.
-        seeds: R seeds, for nucleus sampling alone; without them there are as many captions as images.
+        seeds: R seeds, which nucleus sampling alone draws from; without them there are as many captions as images.
         static: decodes in fixed shapes, on a GPU by a CUDA graph that is captured once for each model, configuration
             and number of captions of an image, and for the largest batch. Beam search knows no such way.
     """
-    rows = max(len(image), len(seeds))
+    rows = len(seeds) or len(image)
     if rows % len(image):
         raise ValueError(f"{rows} seeds for {len(image)} images; expected as many for each image")
     prompt = prompt_tokens(tokenizer, config.prompt)

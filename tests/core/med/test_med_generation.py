@@ -160,8 +160,9 @@ def test_captions_of_one_encoding_are_those_of_an_encoding_for_each(
 
 
 def test_seeds_that_cannot_be_shared_out_are_named(med: MED, tokenizer: Tokenizer, image: CrossKeys) -> None:
-    with pytest.raises(ValueError, match="4 seeds for 3 images"):
-        generate(med, tokenizer, image, CONFIG, range(4))
+    for seeds in (range(4), range(2)):
+        with pytest.raises(ValueError, match=f"{len(seeds)} seeds for 3 images"):
+            generate(med, tokenizer, image, CONFIG, seeds)
 
 
 def test_rows_that_end_leave_the_others_undisturbed() -> None:
