@@ -142,6 +142,35 @@ def annotate_shards(
                 clock = _Clock()
 
 
+def standing_part(
+    job: ShardJob, captioner: str, filter: str, config: AnnotateConfig, generation: GenerationConfig, seed: int
+) -> AnnotationSummary | None:
+    """The summary of a part that stands for a job already, from its metadata alone; None where none does.
+
+    `captioner` and `filter` are the models' digests. Raises ShardError where something else stands there.
+    """
+    if not job.target.is_file():
+        return None
+    found = check_part(job.target, ANNOTATION_VERSION)
+    mark = _mark(job, captioner, filter, config, generation, seed)
+    if found.get(FINGERPRINT_KEY) != mark or not found.keys() >= set(COUNT_KEYS):
+        return None
+    images, rows, unscored = (int(found[key]) for key in COUNT_KEYS)
+    return AnnotationSummary(job.shard.stem, images, rows, unscored, 0.0, 0.0, skipped=True)
+
+
+def _mark(
+    job: ShardJob, captioner: str, filter: str, config: AnnotateConfig, generation: GenerationConfig, seed: int
+) -> str:
+    models = (captioner, filter, config.precision)
+    return fingerprint(ANNOTATION_VERSION, job.shard.stem, *models, config.candidates, asdict(generation), seed)
+
+
+def batch_size_on(device: str, config: AnnotateConfig) -> int:
+    """Images captioned and scored at once on a device of that type."""
+    return config.batch_size or (BATCH_SIZE_ON_CPU if device == "cpu" else BATCH_SIZE_ON_GPU)
+
+
 class _Clock:
     """Seconds since it was made, and those of them spent waiting."""
 
@@ -173,12 +202,11 @@ class _Run:
         seed: int,
         progress: Progress | None,
     ) -> None:
-        default = BATCH_SIZE_ON_CPU if device_of(captioner).type == "cpu" else BATCH_SIZE_ON_GPU
-        batch_size = config.batch_size or default
+        batch_size = batch_size_on(device_of(captioner).type, config)
         self.annotator = Annotator(captioner, filter, generation, config.candidates, batch_size, seed)
         self.progress = progress
         self.models = {CAPTIONER_KEY: captioner.digest, FILTER_KEY: filter.digest, PRECISION_KEY: config.precision}
-        self.settings = (*self.models.values(), config.candidates, asdict(generation), seed)
+        self.settings = (captioner.digest, filter.digest, config, generation, seed)
         self._swept: set[Path] = set()
 
     def standing(self, job: ShardJob) -> AnnotationSummary | None:
@@ -186,13 +214,7 @@ class _Run:
         if job.target.parent not in self._swept:
             self._swept.add(job.target.parent)
             sweep(job.target.parent)
-        if not job.target.is_file():
-            return None
-        found = check_part(job.target, ANNOTATION_VERSION)
-        if found.get(FINGERPRINT_KEY) != self._mark(job) or not found.keys() >= set(COUNT_KEYS):
-            return None
-        images, rows, unscored = (int(found[key]) for key in COUNT_KEYS)
-        return AnnotationSummary(job.shard.stem, images, rows, unscored, 0.0, 0.0, skipped=True)
+        return standing_part(job, *self.settings)
 
     def finish(
         self,
@@ -220,7 +242,9 @@ class _Run:
         self, job: ShardJob, total: int, contents: Iterator[Batch | CapfiltError], clock: _Clock
     ) -> AnnotationSummary:
         name, done, unscored = job.shard.stem, 0, 0
-        with part_writer(job.target, ANNOTATION_SCHEMA, ANNOTATION_VERSION, self._mark(job), self.models) as part:
+        with part_writer(
+            job.target, ANNOTATION_SCHEMA, ANNOTATION_VERSION, _mark(job, *self.settings), self.models
+        ) as part:
             for content in contents:
                 if isinstance(content, CapfiltError):
                     raise content
@@ -238,9 +262,6 @@ class _Run:
         expected = total * (1 + len(self.annotator.numbers))
         if part.rows != expected:
             raise ShardError(f"{job.shard}: {part.rows} candidates for {expected} expected; the part is not written")
-
-    def _mark(self, job: ShardJob) -> str:
-        return fingerprint(ANNOTATION_VERSION, job.shard.stem, *self.settings)
 
 
 def _contents(
