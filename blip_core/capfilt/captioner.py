@@ -16,11 +16,16 @@ from blip_core.med.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Captioner:
-    """A MED fine-tuned with LM."""
+    """A MED fine-tuned with LM.
+
+    Attributes:
+        static: whether it decodes in fixed shapes, as `generate` says.
+    """
 
     med: MED
     tokenizer: Tokenizer
     digest: str
+    static: bool = False
 
     @classmethod
     def load(
@@ -37,7 +42,8 @@ class Captioner:
         """
         loaded = load_med(source, device, tokenizer=tokenizer, face="decoder")
         prepare(loaded.med, precision, compile)
-        return cls(loaded.med, loaded.tokenizer, loaded.digest)
+        on_gpu = next(loaded.med.parameters()).is_cuda
+        return cls(loaded.med, loaded.tokenizer, loaded.digest, static=compile and on_gpu)
 
     @torch.inference_mode()
     def caption(
@@ -48,15 +54,12 @@ class Captioner:
         Args:
             images: (B, 3, S, S), normalised.
             generation: how to decode.
-            seeds: for each image the seeds of its captions, which say how many there are.
+            seeds: for each image the seeds of its captions, as many for each.
 
         Returns:
             For each image its captions: text and mean token log-probability.
         """
         image = self.med.cross_keys(encode_images(self.med, images))
-        if any(len(row) != 1 for row in seeds):
-            counts = torch.tensor([len(row) for row in seeds], device=image.device)
-            image = image.select(torch.arange(len(seeds), device=image.device).repeat_interleave(counts))
         every_seed = [seed for row in seeds for seed in row]
-        flat = iter(generate(self.med, self.tokenizer, image, generation, every_seed))
+        flat = iter(generate(self.med, self.tokenizer, image, generation, every_seed, self.static))
         return [[next(flat) for _ in row] for row in seeds]
