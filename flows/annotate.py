@@ -4,8 +4,8 @@ from prefect import flow
 
 from blip_core.config import BootstrapConfig
 from flows.shards import over_batches, threads
-from tasks.annotate import annotate_batch
-from tasks.workplace import shard_names
+from tasks import progress
+from tasks.annotate import annotate_batch, plan_annotation
 
 # Shards of a task. One task at a time: the models fill the device.
 _BATCH = 16
@@ -14,4 +14,6 @@ _BATCH = 16
 @flow(name="annotate", task_runner=threads(1))
 def annotate(config: BootstrapConfig) -> None:
     """Captions and scores the images of every shard with the Captioner and the Filter."""
-    over_batches("annotate", annotate_batch, config, shard_names(config), _BATCH)
+    plan = plan_annotation(config)
+    progress.begin("annotate", plan.images + plan.standing_images, plan.standing_images)
+    over_batches("annotate", annotate_batch, config, plan.names, _BATCH)

@@ -169,6 +169,7 @@ def clean(
     if dry_run:
         from flows.plan import plan_clean, print_plan
 
+        typer.echo("checking, and measuring for some 20 s", err=True)
         plan = plan_clean(loaded, price_per_hour)
         _print_json(plan) if json else print_plan(plan)
         return

@@ -63,3 +63,9 @@ def add_seconds(config: BootstrapConfig, step: str, seconds: float) -> None:
     """Adds to a step's account; safe from the threads in which shards are worked on."""
     with _account:
         round_of(config).add_seconds(step, seconds)
+
+
+def add_images(config: BootstrapConfig, step: str, images: int) -> None:
+    """Adds to a step's count of images, next to the seconds that they took."""
+    with _account:
+        round_of(config).add_images(step, images)

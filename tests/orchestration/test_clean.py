@@ -187,6 +187,82 @@ def test_files_of_the_original_release_go_through_the_whole_flow(
     assert json.loads(out)["models"] == digests
 
 
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of writing of all that lies there."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+def test_a_dry_run_plans_a_fresh_workspace_measures_and_makes_nothing(
+    models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flows.plan.SECONDS", 0.1)
+    table, work = tiny_web / "urls.parquet", tmp_path / "deep" / "work"
+    rows = pq.read_metadata(table).num_rows
+    status, out, err = capfilt(
+        *arguments(table, work, models, "--dry-run", "--limit", "30", "--price-per-hour", "3.6", "--json")
+    )
+    assert status == 0, err
+    plan = json.loads(out)
+    assert list(tmp_path.iterdir()) == []
+    assert plan["table"] == {"path": str(table), "rows": rows, "limit": 30, "taken": 30}
+    assert plan["download"] == {
+        "rows_to_fetch": 30, "rows_standing": 0, "shards_to_fetch": 2, "shards_standing": 0
+    }  # fmt: skip
+    assert plan["annotate"]["shards_to_annotate"] == 2
+    for kind, path in models.items():
+        digest = read_checkpoint_config(path)["digest"]
+        assert plan["models"][kind] == {"source": str(path), "digest": digest}
+    settings = plan["settings"]
+    assert (settings["precision"], settings["images_a_batch"], settings["candidates"]) == ("fp32", 8, 2)
+    assert plan["writes"]["corpus"] == str(work / "rounds" / "0001" / "corpus")
+    estimate = plan["estimate"]
+    speed = estimate["images_per_second"]
+    assert speed == pytest.approx(estimate["probe_images"] / estimate["probe_seconds"], rel=0.01)
+    assert estimate["hours_of_this_run"] == pytest.approx(30 / speed / 3600)
+    assert estimate["hours_of_the_whole_table"] == pytest.approx(rows / speed / 3600)
+    assert estimate["cost_per_1000_images"] == pytest.approx(1000 / speed * 0.001)  # 3.6 an hour, 0.001 a second
+    assert estimate["cost_of_the_whole_table"] == pytest.approx(rows / speed * 0.001)
+
+
+def test_a_dry_run_finds_what_stands_and_leaves_it_as_it_is(
+    cleaned: Cleaned, models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.plan.SECONDS", 0.1)
+    table, root = tiny_web / "urls.parquet", cleaned.workspace.root
+    before = everything(root)
+
+    def plan(*more: str) -> dict[str, Any]:
+        status, out, err = capfilt(*arguments(table, root, models, "--dry-run", "--json", *more))
+        assert status == 0, err
+        return json.loads(out)
+
+    standing, images = len(cleaned.workspace.shard_paths()), cleaned.numbers["images"]
+    same, other, trial = plan(), plan("--seed", "1"), plan("--limit", "30")
+    assert (same["download"]["shards_standing"], same["download"]["rows_to_fetch"]) == (standing, 0)
+    assert (same["annotate"]["shards_standing"], same["annotate"]["images_to_annotate_at_most"]) == (standing, 0)
+    assert (other["annotate"]["shards_to_annotate"], other["annotate"]["images_to_annotate_at_most"]) == (
+        standing,
+        images,
+    )
+    assert trial["annotate"]["shards_standing"] == 2
+    assert other["estimate"]["cost_per_1000_images"] is None
+    assert everything(root) == before
+
+
+def test_a_dry_run_is_shown_as_a_table_and_names_what_is_wrong_as_a_run_does(
+    cleaned: Cleaned, models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.plan.SECONDS", 0.1)
+    table, root = tiny_web / "urls.parquet", cleaned.workspace.root
+    status, out, _ = capfilt(*arguments(table, root, models, "--dry-run"))
+    assert status == 0
+    for name in ("table: rows", "models: captioner", "settings: precision", "estimate: images per second"):
+        assert f" {name} " in out
+    status, out, err = capfilt(*arguments(table, root, models, "--dry-run", "--set", "publish.where=itm_scor > 1"))
+    assert (status, out) == (2, "")
+    assert "itm_scor" in err
+
+
 def test_a_release_file_without_word_pieces_and_a_name_without_a_network_are_told_before_anything_is_made(
     models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
