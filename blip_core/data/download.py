@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blip_core.data.fetch import Fetched, Fetcher, Progress, fetch_urls, temporary_folder
+from blip_core.data.fetch import Fetched, Fetcher, Progress, fetch_urls, remove_left_folders, temporary_folder
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
 from blip_core.data.shards import (
     ROW_GROUP_ROWS,
@@ -37,6 +37,7 @@ from blip_core.settings import Settings, setting
 from blip_core.workspace import Workspace
 
 # Reasons that may be gone a minute later. A shard in which every fetch failed so says nothing about its images.
+TEMPORARY = ".tmp"
 TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted"})
 WEB_SCHEME = re.compile(r"https?://", re.IGNORECASE)
 
@@ -90,12 +91,14 @@ def settings_hash(config: DownloadConfig) -> str:
 def plan_shards(web: WebTable, config: DownloadConfig, workspace: Workspace) -> DownloadPlan:
     """Cuts the rows of the table that stand in no shard of these settings into shards, and writes their plans.
 
-    Plans of an earlier table or of other settings are removed, so that no row can come into two shards.
+    Plans of an earlier table or of other settings are removed, so that no row can come into two shards; and so is what
+    killed downloads left.
 
     Raises:
         InputError: the table cannot be used.
         ShardError: a shard of the workspace is torn.
     """
+    remove_left_folders(workspace.root / TEMPORARY)
     plan, missing = _cut(web, config, workspace)
     for name, rows in missing.items():
         with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
@@ -156,7 +159,7 @@ def download_shard(
     skipped = target.exists()
     if not skipped:
         rows = _read_plan(plan, name, config)
-        with temporary_folder(workspace.root / ".tmp", name) as folder:
+        with temporary_folder(workspace.root / TEMPORARY, name) as folder:
             answers = _fetch(_web_urls(rows), folder, config, progress)
             _check_answers(name, answers)
             groups = _groups(rows, answers, config)

@@ -78,19 +78,23 @@ class Fetcher(NamedTuple):
 @contextmanager
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     """A fresh folder under `parent`, gone when the block ends; those that killed processes left are removed as well."""
-    host = socket.gethostname()
-    folder = parent / f"{name}.{host}.{os.getpid()}.{secrets.token_hex(4)}"
+    folder = parent / f"{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise WorkspaceError(f"{folder}: the folder cannot be made ({error.strerror})") from error
-    for left in parent.glob(f"*.{host}.*.*"):
-        if not _is_alive(int(left.name.split(".")[-2])):
-            shutil.rmtree(left, ignore_errors=True)
+    remove_left_folders(parent)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_folders(parent: Path) -> None:
+    """Removes the temporary folders that killed processes of this host left under `parent`."""
+    for left in parent.glob(f"*.{socket.gethostname()}.*.*"):
+        if not _is_alive(int(left.name.split(".")[-2])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def fetch_urls(

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -428,8 +429,13 @@ def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(site: 
     assert site.left.wait(30), "img2dataset outlived the run that started it"
     assert len(list((workspace.root / ".tmp").iterdir())) == 1
     assert workspace.shard_paths() == []
-    with temporary_folder(workspace.root / ".tmp", name) as folder:
-        assert list((workspace.root / ".tmp").iterdir()) == [folder]
+    left = workspace.root / ".tmp"
+    copy = shutil.copytree(next(left.iterdir()), left / f"copy.{next(left.iterdir()).name}")
+    with temporary_folder(left, name) as folder:
+        assert list(left.iterdir()) == [folder]
+        shutil.copytree(folder, copy)
+        plan_shards(WebTable(str(tmp_path / "web.parquet")), DownloadConfig(), workspace)
+        assert list(left.iterdir()) == [folder]
 
 
 def test_images_are_rescued_where_the_table_of_results_is_torn(site: Site, tmp_path: Path) -> None:
