@@ -25,7 +25,7 @@ from flows.clean import clean
 from flows.demo import demo
 from flows.download import download
 from flows.server import free_port
-from flows.shards import over_shards
+from flows.shards import over_batches, over_shards
 from tasks.download import download_shard, network_failed, plan_shards
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -186,8 +186,10 @@ def test_what_stands_is_not_handed_to_prefect_at_all(
     finished: BootstrapConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed: list[str] = []
-    monkeypatch.setattr("flows.download.over_shards", lambda *arguments, **_: handed.extend(arguments[3]))
+    monkeypatch.setattr("flows.download.over_shards", lambda *arguments: handed.extend(arguments[3]))
+    monkeypatch.setattr("flows.annotate.over_batches", lambda *arguments: handed.extend(arguments[3]))
     download(finished)
+    annotate(finished)
     assert handed == []
 
 
@@ -265,3 +267,53 @@ class TestOverShards:
             return over_shards("step", work, config, names, window)
 
         return step()
+
+
+class TestOverBatches:
+    """Batches of shards, on tasks that need no data."""
+
+    def test_failures_of_single_shards_are_collected_and_named_when_all_others_are_done(
+        self, configure: Configure
+    ) -> None:
+        batches: list[list[str]] = []
+
+        @task(cache_policy=NO_CACHE)
+        def work(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
+            batches.append(names)
+            return {name: ShardError(f"{name}.parquet: torn") for name in names if name in "bcfg"}
+
+        with pytest.raises(CapfiltError, match=r"4 of 7 shards failed.*b: b\.parquet: torn; c: .*; f: .*; and 1 more"):
+            self.run(work, list("abcdefg"), 3, configure)
+        assert batches == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
+
+    def test_a_batch_that_fails_as_a_whole_ends_the_step_with_its_cause(self, configure: Configure) -> None:
+        batches: list[list[str]] = []
+
+        @task(cache_policy=NO_CACHE)
+        def work(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
+            batches.append(names)
+            if "c" in names:
+                raise CheckpointError("captioner: not found")
+            return {}
+
+        with pytest.raises(CapfiltError, match=r"4 of 6 shards failed.*c: captioner: not found") as caught:
+            self.run(work, list("abcdef"), 2, configure)
+        assert isinstance(caught.value.__cause__, CheckpointError)
+        assert batches == [["a", "b"], ["c", "d"]]
+
+    def test_without_a_failure_nothing_is_raised(self, configure: Configure) -> None:
+        @task(cache_policy=NO_CACHE)
+        def work(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
+            return {}
+
+        self.run(work, list("ab"), 2, configure)
+
+    @staticmethod
+    def run(work: Any, names: list[str], size: int, configure: Configure) -> None:
+        config = load_config(configure())
+
+        @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
+        def step() -> None:
+            over_batches("step", work, config, names, size)
+
+        step()
