@@ -38,6 +38,11 @@ SHARD_SCHEMA = pa.schema(
     }
 )
 
+# A reader holds a dictionary and a page at least. Images do not repeat, so a dictionary of them would be as large as the
+# row group; and whether a page has its megabyte is asked every so many rows.
+REPETITIVE = [name for name in SHARD_SCHEMA.names if name != "image"]
+ROWS_BETWEEN_PAGES = 16
+
 REASONS = {
     "no_url": "the row has no URL",
     "scheme_refused": "the URL is of another scheme than http and https; it was not opened",
@@ -74,7 +79,7 @@ def iterate_shard(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Those columns of a shard, some rows at a time; holds a small part of it. Raises ShardError as read_shard does."""
     check_part(path, SHARD_VERSION)
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as parquet:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
             schema = pa.schema([field for field in parquet.schema_arrow if field.name in columns])
             _check_columns(path, schema, columns)
             yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
@@ -116,7 +121,9 @@ def write_shard(path: Path, groups: Iterable[pa.Table], settings: str, rows: int
     schema = SHARD_SCHEMA.with_metadata({SCHEMA_KEY: SHARD_VERSION, SETTINGS_KEY: settings})
     with atomic_file(path) as temporary:
         written = 0
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(
+            temporary, schema, compression="zstd", use_dictionary=REPETITIVE, write_batch_size=ROWS_BETWEEN_PAGES
+        ) as writer:
             for group in groups:
                 writer.write_table(group.cast(schema), row_group_size=ROW_GROUP_ROWS)
                 written += group.num_rows
