@@ -8,21 +8,15 @@ step's floating-point operations over its time are also held against the machine
 
 import argparse
 import json
-import os
-import platform
-import re
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
+from machine import every_word, machine, matmul_rate, now
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +37,6 @@ WORDS = (8, 9, 10, 10, 11, 12, 13, 15)
 LEARNING_RATE = 1e-5
 WARM_UPS = 2
 TOLERANCE = 1e-3
-PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 class Side(NamedTuple):
@@ -94,7 +87,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _benchmark(architecture: Architecture, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(SEED)
     device, fast = torch.device(options.device), options.device == "cuda"
-    tokenizer = Tokenizer.train(_every_word(), VOCABULARY, max_tokens=30)
+    tokenizer = Tokenizer.train(every_word(), VOCABULARY, max_tokens=30)
     config = TrainConfig(
         batch_size=options.batch,
         # the official queue takes whole batches only
@@ -123,7 +116,7 @@ def _benchmark(architecture: Architecture, options: argparse.Namespace) -> dict[
         "precision": config.precision,
         "compile": config.compile,
         "repeats": options.repeats,
-        **_machine(device),
+        **machine(device),
     }
 
 
@@ -142,15 +135,8 @@ def _figures(seconds: dict[str, list[Timing]], flops: int, peak: float, batch: i
     }
 
 
-def _every_word() -> list[str]:
-    """A text of so many different words that BERT's number of word pieces is full."""
-    syllables = [consonant + vowel for consonant in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
-    words = [first + second + third for first in syllables for second in syllables for third in syllables[:4]]
-    return [" ".join(words[start : start + 30]) for start in range(0, len(words), 30)]
-
-
 def _pairs(batch: int, image_size: int) -> PairBatch:
-    words = " ".join(_every_word()).split()
+    words = " ".join(every_word()).split()
     lengths = [WORDS[row % len(WORDS)] for row in range(batch)]
     places = torch.randint(VOCABULARY - 100, (batch, max(lengths))).tolist()
     texts = [" ".join(words[place] for place in row[:length]) for row, length in zip(places, lengths, strict=True)]
@@ -247,54 +233,22 @@ def _measure(
         for _ in range(WARM_UPS):
             _timed_step(side, device)
     timings: dict[str, list[Timing]] = {name: [] for name in sides}
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     peak = 0.0
     for repeat in range(repeats):
-        peak = max(peak, _matmul_rate(device, config))
+        peak = max(peak, matmul_rate(device, dtype))
         for name in sorted(sides, reverse=bool(repeat % 2)):
             timings[name].append(_timed_step(sides[name], device))
     return timings, peak
 
 
 def _timed_step(side: Side, device: torch.device) -> Timing:
-    began = _now(device)
+    began = now(device)
     torch.stack(list(side.losses().values())).sum().backward()
-    computed = _now(device)
+    computed = now(device)
     side.optimizer.step()
     side.optimizer.zero_grad()
-    return Timing(computed - began, _now(device) - computed)
-
-
-def _matmul_rate(device: torch.device, config: TrainConfig) -> float:
-    size = PEAK_SIZE[device.type]
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    rates = []
-    for _ in range(4):
-        began = _now(device)
-        one @ other
-        rates.append(2 * size**3 / (_now(device) - began))
-    return max(rates)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    cpu = platform.processor()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        cpu = found.group(1) if found else cpu
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    return Timing(computed - began, now(device) - computed)
 
 
 def _table(figures: dict[str, Any]) -> str:
