@@ -19,6 +19,10 @@ from blip_core.med.static_decoder import Plan, static_decoder
 from blip_core.med.text_transformer import CrossKeys, DecoderCache
 from blip_core.med.tokenizer import Tokenizer
 
+# Rows that are finished leave the batch when no more than this share would stay: the images' keys and values of the
+# others are copied then, which costs as much as another token or two.
+STAYING = 0.75
+
 
 class CachedDecoder:
     """MED's image-grounded text decoder with keys and values cached. `image` has one image a row."""
@@ -105,7 +109,7 @@ def row_uniforms(seed: int, length: int) -> Tensor:
 def sample(
     decoder: NextToken, prompt: list[int], uniforms: Tensor, end_id: int, config: GenerationConfig
 ) -> list[Caption]:
-    """Nucleus sampling. `uniforms` (R, max_length) are the rows' random numbers; finished rows leave the batch."""
+    """Nucleus sampling. `uniforms` (R, max_length) are the rows' random numbers; finished rows leave by and by."""
     return _decode_rows(decoder, prompt, uniforms.shape[0], end_id, config, uniforms, uniforms.device)
 
 
@@ -126,7 +130,7 @@ def _decode_rows(
     device: torch.device,
 ) -> list[Caption]:
     texts: list[list[int]] = [[] for _ in range(rows)]
-    totals, lengths = [0.0] * rows, [0] * rows
+    totals, lengths, ended = [0.0] * rows, [0] * rows, [False] * rows
     active = torch.arange(rows, device=device)
     tokens = history = torch.tensor([prompt] * rows, device=device)
     given = len(prompt) - 1
@@ -136,16 +140,18 @@ def _decode_rows(
         chosen = scores.argmax(dim=-1) if uniforms is None else nucleus(scores, uniforms[active, step], config)
         picked = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
         for row, token, logprob in zip(active.tolist(), chosen.tolist(), picked.tolist(), strict=True):
-            totals[row] += logprob
-            lengths[row] += 1
-            if token != end_id:
-                texts[row].append(token)
-        staying = (chosen != end_id).nonzero().squeeze(1)
-        if len(staying) == 0:
+            if not ended[row]:
+                totals[row] += logprob
+                lengths[row] += 1
+                ended[row] = token == end_id
+                texts[row] += [token] * (not ended[row])
+        staying = [place for place, row in enumerate(active.tolist()) if not ended[row]]
+        if not staying:
             break
-        if len(staying) < len(active):
-            decoder.select(staying)
-            active, chosen, history = active[staying], chosen[staying], history[staying]
+        if len(staying) <= STAYING * len(active):
+            kept = torch.tensor(staying, device=device)
+            decoder.select(kept)
+            active, chosen, history = active[kept], chosen[kept], history[kept]
         tokens = chosen[:, None]
         history = torch.cat([history, tokens], dim=1)
     return [Caption(text, total / max(1, length)) for text, total, length in zip(texts, totals, lengths, strict=True)]

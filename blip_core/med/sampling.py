@@ -25,12 +25,33 @@ def nucleus(scores: Tensor, uniforms: Tensor, config: GenerationConfig, by_searc
         config: p, temperature and top_k of it.
         by_search: how thresholds are found, as in `sampled_from`.
     """
-    cumulated = sampled_from(scores, config, by_search).cumsum(dim=-1)  # (R, V)
+    if _searches(scores, by_search) or not 0 < config.top_k < scores.shape[1]:
+        return _draw(sampled_from(scores, config, by_search), uniforms).squeeze(1)
+    # a CPU has much less to do where the others are left out at once
+    tokens = _most_probable(scores, config.top_k)
+    places = _draw(sampled_from(scores.gather(1, tokens), config, by_search), uniforms)
+    return tokens.gather(1, places).squeeze(1)
+
+
+def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The places (R, 1) where the uniform numbers (R,) fall among the weights (R, V)."""
+    cumulated = weights.cumsum(dim=-1)
     total = cumulated[:, -1:].contiguous()
     wanted = uniforms.to(cumulated.dtype)[:, None] * total
     places = torch.searchsorted(cumulated, wanted, right=True)
     # a number just below one can be rounded up to the whole mass, which the last token reaches first
-    return places.minimum(torch.searchsorted(cumulated, total)).squeeze(1)
+    return places.minimum(torch.searchsorted(cumulated, total))
+
+
+def _most_probable(scores: Tensor, top_k: int) -> Tensor:
+    """Tokens (R, K) in the order of their ids: each row's `top_k` most probable and those equal to the last."""
+    least = scores.topk(top_k, dim=-1).values[:, -1:]
+    widest = int((scores >= least).sum(dim=-1).max())
+    return scores.topk(widest, dim=-1).indices.sort(dim=-1).values
+
+
+def _searches(scores: Tensor, by_search: bool | None) -> bool:
+    return scores.device.type != "cpu" if by_search is None else by_search
 
 
 def sampled_from(scores: Tensor, config: GenerationConfig, by_search: bool | None = None) -> Tensor:
@@ -43,7 +64,7 @@ def sampled_from(scores: Tensor, config: GenerationConfig, by_search: bool | Non
         scores: (R, V) float32.
         by_search: whether thresholds are found bit by bit instead of by sorting; None: where scores are not on a CPU.
     """
-    by_search = scores.device.type != "cpu" if by_search is None else by_search
+    by_search = _searches(scores, by_search)
     few = 0 < config.top_k < scores.shape[1]
     if few:
         best = scores.topk(config.top_k, dim=-1).values if by_search else _falling(scores, config.top_k)

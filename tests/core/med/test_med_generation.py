@@ -54,7 +54,9 @@ class ToyDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         self.rows = [(table, [*text, *new]) for (table, text), new in zip(self.rows, tokens.tolist(), strict=True)]
-        return torch.tensor([table[tuple(text[1:])] for table, text in self.rows]).log()
+        # a row may stay for a while after its end; what is said of it then must not matter
+        after = [table[()][::-1] if END in text[1:] else table[tuple(text[1:])] for table, text in self.rows]
+        return torch.tensor(after).log()
 
     def select(self, rows: Tensor) -> None:
         self.rows = [self.rows[row] for row in rows.tolist()]
