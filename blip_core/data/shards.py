@@ -38,8 +38,8 @@ SHARD_SCHEMA = pa.schema(
     }
 )
 
-# A reader holds a dictionary and a page at least. Images do not repeat, so a dictionary of them would be as large as the
-# row group; and whether a page has its megabyte is asked every so many rows.
+# A reader holds a dictionary and a page at least. Images do not repeat, so a dictionary of them would be as large as
+# the row group; and whether a page has its megabyte is asked every so many rows.
 REPETITIVE = [name for name in SHARD_SCHEMA.names if name != "image"]
 ROWS_BETWEEN_PAGES = 16
 
