@@ -147,7 +147,7 @@ def _first_uid(shard: Path) -> str:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES)
+        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{path}: cannot be read as Parquet ({error})") from error
 
