@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint photos speed bench clean
+.PHONY: setup demo test lint photos speed annotate bench clean
 
 setup: $(READY)
 
@@ -33,7 +33,10 @@ photos: setup
 speed: setup
 	$(BIN)/python tests/benchmarks/train_step.py
 
-bench: photos speed
+annotate: setup
+	$(BIN)/python tests/benchmarks/annotate.py
+
+bench: photos speed annotate
 
 clean:
 	rm -rf capfilt-demo capfilt-photos

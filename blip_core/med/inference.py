@@ -65,12 +65,12 @@ def prepare(med: MED, precision: Precision, compile: bool = False) -> None:
     if precision == "int8" and not on_cpu:
         raise ConfigError(f"precision int8: is for CPUs, and the model is on {_device(med)}; expected bf16 or fp32")
     if precision == "bf16":
-        med.to(torch.bfloat16)
-    elif precision == "int8":
+        med.to(torch.bfloat16)  # which torch itself takes to oneDNN where the processor has it
+    if precision == "int8":
         _replace_linear(med.image_encoder, Int8Linear)
         for layer in med.text.layers:
             _replace_linear(cast(nn.Module, layer.cross_attention), Int8Linear, ("key", "value"))
-    if on_cpu and torch.backends.mkldnn.is_available():
+    if precision != "bf16" and on_cpu and torch.backends.mkldnn.is_available():
         _replace_linear(med, _through_onednn)
     if compile and not on_cpu:
         med.compile_layers()
