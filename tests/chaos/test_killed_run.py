@@ -4,10 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +15,6 @@ import yaml
 from blip_core.scenes.server import serve_scenes
 from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
 from blip_core.workspace import Round, Workspace
-from flows.server import free_port, stop
 
 TINY = Path(__file__).parents[1] / "orchestration" / "tiny.yaml"
 SECONDS = 120
@@ -33,27 +29,6 @@ MOMENTS: dict[str, Callable[[Workspace, Round], bool]] = {
     "first corpus part": lambda _, made: any(made.corpus.glob("*.parquet")),
     "amid retraining": lambda _, made: any((made.root / ".retrained.training").glob("*/state.json")),
 }
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of the runs: one Prefect server for all of them, which no kill reaches."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    variables = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until(lambda: healthy(variables["PREFECT_API_URL"]), server)
-        yield variables
-    finally:
-        stop(server)
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +51,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(values))
         yield path
-
-
-def healthy(api: str) -> bool:
-    try:
-        with closing(urllib.request.urlopen(f"{api}/health", timeout=5)):
-            return True
-    except OSError:
-        return False
-
-
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> bool:
-    """Whether the moment came before the process ended."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if reached():
-            return True
-        if process.poll() is not None:
-            return False
-        time.sleep(0.002)
-    raise AssertionError(f"waited for {SECONDS} s")
 
 
 def start(config: Path, workspace: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -133,7 +88,7 @@ def corpus_rows(workspace: Workspace) -> pa.Table:
 
 
 def test_a_run_killed_at_every_step_ends_as_an_unbroken_one_and_makes_nothing_twice(
-    config: Path, environment: dict[str, str], tmp_path: Path
+    config: Path, environment: dict[str, str], wait_until: Callable[..., bool], tmp_path: Path
 ) -> None:
     broken, unbroken = Workspace(tmp_path / "broken"), Workspace(tmp_path / "unbroken")
     steady = start(config, unbroken.root, environment)
