@@ -165,15 +165,21 @@ def test_a_pictures_caption_is_what_annotation_writes_for_the_same_bytes(
         assert [row[key] for row in found] == pytest.approx([row[key] for row in expected], abs=1e-5)
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_files_of_the_original_release_go_through_the_whole_flow(
-    models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def in_process(capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> None:
+    """Lets the command run the flow under the tests' own Prefect server."""
+
     def run(name: str, config: BootstrapConfig, verbose: bool) -> None:
         assert name == "clean"
         clean(config)
 
     monkeypatch.setattr(flows.run, "run_flow", run)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_files_of_the_original_release_go_through_the_whole_flow(
+    models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, tmp_path: Path
+) -> None:
     kinds: tuple[Kind, ...] = ("captioner", "filter")
     files = {kind: tmp_path / f"{kind}.pth" for kind in kinds}
     for kind, path in files.items():
@@ -184,6 +190,21 @@ def test_files_of_the_original_release_go_through_the_whole_flow(
     )  # fmt: skip
     assert status == 0, err
     digests = {kind: [read_checkpoint_config(path)["digest"]] for kind, path in files.items()}
+    assert json.loads(out)["models"] == digests
+
+
+@pytest.mark.usefixtures("in_process")
+def test_names_on_the_hub_go_through_the_whole_flow_with_their_weights_digests(
+    models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = {f"someone/{kind}": path for kind, path in models.items()}
+    monkeypatch.setattr("blip_core.med.foreign.snapshot_download", lambda name, **_: str(hub[name]))
+    names = {kind: Path(f"someone/{kind}") for kind in models}
+    status, out, err = capfilt(
+        *arguments(tiny_web / "urls.parquet", tmp_path / "work", names, "--limit", "15", "--json")
+    )
+    assert status == 0, err
+    digests = {kind: [read_checkpoint_config(path)["digest"]] for kind, path in models.items()}
     assert json.loads(out)["models"] == digests
 
 
