@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from blip_core.capfilt.captioner import Captioner
-from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.filter import Filter, Score
 from blip_core.data.decoding import decode
 from blip_core.data.transforms import normalise
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.generation import caption_seed
 from blip_core.med.inference import Precision
-from blip_core.med.tokenizer import clean_caption
 from flows.pictures import read_picture
 
 _BATCH = 16
@@ -56,32 +55,20 @@ def caption_images(
         digests = [hashlib.sha256(data).hexdigest() for data in batch]
         seeds = [[caption_seed(seed, digest, number) for number in range(1, 1 + candidates)] for digest in digests]
         captions = writer.caption(_view(pixels, writer, device), generation, seeds)
-        scores = _score(judge, _view(pixels, judge, device), captions) if judge else None
+        texts = [[text for text, _ in row] for row in captions]
+        scores = judge.judge(_view(pixels, judge, device), texts) if judge else None
         rows += _rows([str(path) for path in images[start : start + _BATCH]], captions, scores)
     return pa.Table.from_pylist(rows, pa.schema(COLUMNS | (SCORES if filter else {})))
 
 
 def _rows(
-    names: list[str], captions: list[list[tuple[str, float]]], scores: list[list[dict[str, float]]] | None
+    names: list[str], captions: list[list[tuple[str, float]]], scores: list[list[Score | None]] | None
 ) -> Iterator[dict[str, Any]]:
     for place, name in enumerate(names):
         for number, (text, logprob) in enumerate(captions[place]):
-            scored = scores[place][number] if scores else {}
+            score = scores[place][number] if scores else None
+            scored = {"itm_score": score.itm, "itc_score": score.itc} if score else {}
             yield {"image": name, "candidate": number + 1, "caption": text, "logprob": logprob, **scored}
-
-
-def _score(judge: Filter, images: Tensor, captions: list[list[tuple[str, float]]]) -> list[list[dict[str, float]]]:
-    """The scores of each caption of each picture; none for a caption without a word, which cannot be judged."""
-    texts = [[text for text, _ in row if clean_caption(text)] for row in captions]
-    found = [iter(row) for row in judge.score(images, texts)]
-    return [
-        [_named(*next(scores)) if clean_caption(text) else {} for text, _ in row]
-        for row, scores in zip(captions, found, strict=True)
-    ]
-
-
-def _named(itm: float, itc: float) -> dict[str, float]:
-    return {"itm_score": itm, "itc_score": itc}
 
 
 def _view(pixels: dict[int, Tensor], model: Captioner | Filter, device: str) -> Tensor:

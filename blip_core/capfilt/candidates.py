@@ -18,7 +18,6 @@ from blip_core.data.decoding import Decoded
 from blip_core.data.transforms import normalise
 from blip_core.errors import CapfiltError
 from blip_core.med.generation import GenerationConfig, caption_seed
-from blip_core.med.tokenizer import clean_caption
 
 Row = dict[str, Any]
 
@@ -104,19 +103,10 @@ class Annotator:
         captions = self.captioner.caption(_images(pixels, self.captioner), self.generation, seeds)
         texts = [[row["caption"] or "", *(text for text, _ in some)] for row, some in zip(rows, captions, strict=True)]
         logprobs = [[None, *(logprob for _, logprob in some)] for some in captions]
-        scores = self._score(_images(pixels, self.filter), texts)
+        scores = self.filter.judge(_images(pixels, self.filter), texts)
         return [
             [Candidate(*parts) for parts in zip(*of_image, strict=True)]
             for of_image in zip(texts, logprobs, scores, strict=True)
-        ]
-
-    def _score(self, images: Tensor, texts: list[list[str]]) -> list[list[Score | None]]:
-        """The scores of every text; None for an empty one."""
-        present = [[text for text in row if clean_caption(text)] for row in texts]
-        scores = [iter(row) for row in self.filter.score(images, present)]
-        return [
-            [next(found) if clean_caption(text) else None for text in row]
-            for row, found in zip(texts, scores, strict=True)
         ]
 
     def _unjudged(self, row: Row) -> list[Candidate]:

@@ -1,5 +1,6 @@
 """The Filter: says whether a text, web or synthetic, belongs to an image (BLIP, section 3.3)."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from blip_core.med.checkpoint import load_med
 from blip_core.med.inference import Precision, encode_images, prepare
 from blip_core.med.med import MED
-from blip_core.med.tokenizer import TokenBatch, Tokenizer
+from blip_core.med.tokenizer import TokenBatch, Tokenizer, clean_caption
 
 # Images whose texts are scored at once on a CPU, those with texts of like lengths together; a GPU takes all.
 IMAGES_AT_ONCE = 8
@@ -72,6 +73,13 @@ class Filter:
             scored = self._score(features[rows], moved, open_with_enc)
             found |= {row: scored[most * place : most * (place + 1)] for place, row in enumerate(rows)}
         return [found[row][: len(of_image)] for row, of_image in enumerate(texts)]
+
+    def judge(self, images: Tensor, texts: Sequence[Sequence[str]]) -> list[list[Score | None]]:
+        """The same for any texts: one without a word, which cannot be judged, has None."""
+        judgeable = [[bool(clean_caption(text)) for text in row] for row in texts]
+        present = [list(itertools.compress(*both)) for both in zip(texts, judgeable, strict=True)]
+        scores = [iter(row) for row in self.score(images, present)]
+        return [[next(found) if there else None for there in row] for row, found in zip(judgeable, scores, strict=True)]
 
     def _score(self, features: Tensor, tokens: TokenBatch, open_with_enc: bool) -> list[Score]:
         """Scores of T texts for each of B images: tokens (B T, L), one image's after the other's."""

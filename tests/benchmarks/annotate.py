@@ -53,6 +53,13 @@ TOP_K = 50  # transformers' default
 SECONDS_OF_REST = 1.0  # after ours, whose workers make the next pictures ahead
 
 
+class Candidates(NamedTuple):
+    """For each judged image its web text and its caption, and ours' scores of both (B, 2), half of them above 0.5."""
+
+    texts: list[tuple[str, str]]
+    scores: Tensor
+
+
 class Sides(NamedTuple):
     """The models of one image size, in every way in which they are used."""
 
@@ -113,10 +120,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _benchmark(folder: Path, image_size: int, options: argparse.Namespace) -> dict[str, Any]:
     judged = _shard(folder / "judged.parquet", options.judged, SEED)
-    _write_models(folder, replace(PRESETS[options.preset], image_size=image_size), judged, options)
+    candidates = _write_models(folder, replace(PRESETS[options.preset], image_size=image_size), judged, options)
     sides = _sides(folder, options)
-    part = _annotate(judged, folder / "judged", sides.ours[options.precision], options.precision, options)
-    agreement = _agreement(judged, part, sides, options)
+    agreement = _agreement(judged, candidates, sides, options)
     shards = [_shard(folder / f"{turn}.parquet", options.images, 1 + turn) for turn in range(1 + options.repeats)]
     return {**_figures(_measure(folder, shards, sides, options), sides.flops, options), **agreement}
 
@@ -182,20 +188,23 @@ def _picture(chance: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def _write_models(folder: Path, architecture: Architecture, judged: Path, options: argparse.Namespace) -> None:
-    """A Captioner and a Filter in transformers' format; of the judged candidates, half match."""
+def _write_models(folder: Path, architecture: Architecture, judged: Path, options: argparse.Namespace) -> Candidates:
+    """Writes a Captioner and a Filter in transformers' format; of the judged candidates, half match."""
     torch.manual_seed(SEED)
     words = Tokenizer.train(every_word(), VOCABULARY, max_tokens=35)
     med = build_med(architecture, len(words), words.encode_id, words.decode_id)
     loaded = LoadedMED(med.eval(), words, "", architecture, {})
-    for kind in ("captioner", "filter"):
-        write_transformers(folder / kind, loaded, kind)
-    models = _load(folder, options, options.precision)
-    part = _annotate(judged, folder / "unbalanced", models, options.precision, options)
-    scores = torch.tensor(part["itm_score"].to_pylist(), dtype=torch.float64)
-    with torch.no_grad():
-        med.itm_head.bias[1] -= torch.logit(scores).median().float()
+    write_transformers(folder / "captioner", loaded, "captioner")
     write_transformers(folder / "filter", loaded, "filter")
+    part = _annotate(judged, folder / "judged", _load(folder, options, options.precision), options)
+    margins = torch.tensor(part["itm_score"].to_pylist(), dtype=torch.float64).logit()
+    with torch.no_grad():
+        med.itm_head.bias[1] -= margins.median().float()
+    write_transformers(folder / "filter", loaded, "filter")
+    texts = part["text"].to_pylist()
+    return Candidates(
+        list(zip(texts[::2], texts[1::2], strict=True)), (margins - margins.median()).sigmoid().view(-1, 2)
+    )
 
 
 def _load(folder: Path, options: argparse.Namespace, precision: Precision) -> tuple[Captioner, Filter]:
@@ -240,19 +249,16 @@ def _stream(
     return annotate_shards(jobs, *models, config, _generation(options), SEED)
 
 
-def _annotate(
-    shard: Path, target: Path, models: tuple[Captioner, Filter], precision: Precision, options: argparse.Namespace
-) -> pa.Table:
-    for result in _stream([ShardJob(shard, target)], models, precision, options):
+def _annotate(shard: Path, target: Path, models: tuple[Captioner, Filter], options: argparse.Namespace) -> pa.Table:
+    for result in _stream([ShardJob(shard, target)], models, options.precision, options):
         if isinstance(result, FailedShard):
             raise result.error
     return pq.read_table(target)
 
 
-def _agreement(judged: Path, part: pa.Table, sides: Sides, options: argparse.Namespace) -> dict[str, Any]:
+def _agreement(judged: Path, candidates: Candidates, sides: Sides, options: argparse.Namespace) -> dict[str, Any]:
     """How often others decide as ours does in its first precision, on the same candidates."""
-    texts = list(zip(*[iter(part["text"].to_pylist())] * 2, strict=True))
-    own = torch.tensor(part["itm_score"].to_pylist()).view(-1, 2)
+    texts, own = candidates
     images = list(_batches(judged, options))
     few = options.their_images
     web, synthetic = ([row[place] for row in texts[:few]] for place in (0, 1))
