@@ -206,13 +206,9 @@ def query(
     """SQL over the workspace: the views images, annotations, corpus, rounds, training_metrics. Read only."""
     from blip_core.corpus.query import run_query
     from blip_core.workspace import Workspace
-    from flows.tables import print_rows, to_json
 
     rows = run_query(Workspace.existing(workspace), sql)
-    if json:
-        typer.echo(to_json(rows))
-    else:
-        print_rows(rows)
+    _show_rows(rows, json)
 
 
 @app.command()
@@ -265,7 +261,6 @@ def caption(
     from blip_core.config import parse_section
     from blip_core.med.decoding import GenerationConfig
     from flows.caption import caption_images
-    from flows.tables import print_rows, to_json
 
     given = {
         "method": method,
@@ -280,7 +275,7 @@ def caption(
     }
     generation = parse_section(GenerationConfig, {key: value for key, value in given.items() if value is not None})
     rows = caption_images(images, captioner, generation, candidates, seed, precision, filter, tokenizer)
-    typer.echo(to_json(rows)) if json else print_rows(rows)
+    _show_rows(rows, json)
 
 
 @app.command()
@@ -298,13 +293,9 @@ def score(
 ) -> None:
     """ITM and ITC scores of texts for an image: the probability of 'match', and the cosine of the embeddings."""
     from flows.score import score_texts
-    from flows.tables import print_rows, to_json
 
     rows = score_texts(image, texts, filter, open_with == "enc", image_size, tokenizer)
-    if json:
-        typer.echo(to_json(rows))
-    else:
-        print_rows(rows)
+    _show_rows(rows, json)
 
 
 @app.command()
@@ -365,6 +356,15 @@ def _print_report(config: "BootstrapConfig") -> None:
     from blip_core.workspace import Workspace
 
     _print_json(build_report(Workspace.existing(config.workspace), config.round))
+
+
+def _show_rows(rows: Any, json: bool) -> None:
+    from flows.tables import print_rows, to_json
+
+    if json:
+        typer.echo(to_json(rows))
+    else:
+        print_rows(rows)
 
 
 def _print_json(value: Any) -> None:

@@ -1,6 +1,10 @@
 """Files of numbered pictures with numbered texts."""
 
 import io
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from PIL import Image
 from blip_core.data.pairs import PairSource
 
 WritePairs = Callable[..., PairSource]
+KillProgram = Callable[[Path], tuple[list[int], list[int]]]
 
 
 def png(number: int) -> bytes:
@@ -35,3 +40,32 @@ def write_pairs(tmp_path: Path) -> WritePairs:
         return PairSource(path)
 
     return write
+
+
+@pytest.fixture
+def kill_program() -> KillProgram:
+    """Starts a program that prints the numbers of its children, and kills it: children before, and a minute after."""
+
+    def kill(script: Path) -> tuple[list[int], list[int]]:
+        # Python's resource tracker says on stderr that a killed process left semaphores, and takes them away
+        with subprocess.Popen(
+            [sys.executable, str(script)], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as program:
+            assert program.stdout is not None
+            children = [int(number) for number in program.stdout.readline().split()]
+            before = list(filter(_lives, children))
+            program.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while (after := list(filter(_lives, children))) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return before, after
+
+    return kill
+
+
+def _lives(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"  # one that nobody has waited for yet

@@ -3,11 +3,8 @@
 import io
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import textwrap
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,27 +126,11 @@ SCRIPT = """
 """
 
 
-def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
+def test_processes_end_with_a_program_that_is_killed(
+    kill_program: Callable[[Path], tuple[list[int], list[int]]], tmp_path: Path
+) -> None:
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    # Python's resource tracker says on stderr that a killed process left semaphores, and takes them away
-    with subprocess.Popen(
-        [sys.executable, str(script)], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as program:
-        assert program.stdout is not None
-        children = [int(number) for number in program.stdout.readline().split()]
-        assert len(children) == 2
-        assert all(map(_lives, children))
-        program.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while any(map(_lives, children)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(map(_lives, children))
-
-
-def _lives(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"  # one that nobody has waited for yet
+    before, after = kill_program(script)
+    assert len(before) == 2
+    assert after == []

@@ -3,12 +3,8 @@
 import itertools
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +126,9 @@ def test_an_error_in_a_worker_is_the_error_and_stays_one_line(
     assert multiprocessing.active_children() == []  # though the error still holds the frames it came through
 
 
-def test_workers_die_with_a_training_that_is_killed(sources: list[PairSource], tmp_path: Path) -> None:
+def test_workers_die_with_a_training_that_is_killed(
+    sources: list[PairSource], kill_program: Callable[[Path], tuple[list[int], list[int]]], tmp_path: Path
+) -> None:
     script = tmp_path / "training.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -146,23 +144,6 @@ def test_workers_die_with_a_training_that_is_killed(sources: list[PairSource], t
                 time.sleep(600)
         """)
     )
-    # Python's resource tracker says on stderr that a killed process left semaphores, and takes them away
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, str(script)], text=True, **pipes) as training:
-        assert training.stdout is not None
-        workers = [int(number) for number in training.stdout.readline().split()]
-        assert len(workers) == 2
-        assert all(map(_lives, workers))
-        training.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while any(map(_lives, workers)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(map(_lives, workers))
-
-
-def _lives(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"  # one that nobody has waited for yet
+    before, after = kill_program(script)
+    assert len(before) == 2
+    assert after == []
