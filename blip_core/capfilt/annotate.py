@@ -54,7 +54,7 @@ class AnnotateConfig(Settings):
         None, "processes that decode images; 0: none; null: one for every two cores, 16 at most", ge=0, le=256
     )
     precision: Literal["fp32", "bf16", "int8"] = setting(
-        "fp32", "what both models compute in; int8 is for CPUs: linear layers alone, scaled as they run"
+        "fp32", "what both models compute in; int8, for CPUs, is for the linear layers that see images"
     )
     compile: bool = setting(False, "on a GPU, compiles both models for batches of one size, decoding as CUDA graphs")
 
