@@ -90,10 +90,7 @@ def probe(
         write_sample(shard, rows, image_size, texts)
         jobs = (ShardJob(shard, Path(folder) / "parts" / f"{number}.parquet") for number in itertools.count())
         results = annotate_shards(jobs, captioner, filter, config, generation, seed, watch)
-        with (
-            suppress(_TimeIsUp),
-            closing(cast("Generator[AnnotationSummary | FailedShard, None, None]", results)) as running,
-        ):
+        with suppress(_TimeIsUp), closing(cast(Results, results)) as running:
             for result in running:
                 if isinstance(result, FailedShard):
                     raise result.error

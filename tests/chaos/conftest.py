@@ -42,6 +42,34 @@ def wait_until() -> Callable[..., bool]:
     return _wait_until
 
 
+@pytest.fixture
+def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `capfilt` with these words, in a process group of its own."""
+
+    def started(*words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", *map(str, words)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return started
+
+
+@pytest.fixture
+def ends_well() -> Callable[[subprocess.Popen[str]], None]:
+    """Waits for the end of a run, which must be a success."""
+
+    def ended(process: subprocess.Popen[str]) -> None:
+        output, _ = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, output
+
+    return ended
+
+
 def _healthy(api: str) -> bool:
     try:
         with closing(urllib.request.urlopen(f"{api}/health", timeout=5)):

@@ -5,7 +5,6 @@ The process alone is killed, as the kernel kills what takes too much memory: its
 
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,9 @@ from blip_core.workspace import Round, Workspace
 
 ROWS_PER_SHARD, CANDIDATES = 30, 4
 SECONDS = 120
+
+Start = Callable[..., subprocess.Popen[str]]
+Ends = Callable[[subprocess.Popen[str]], None]
 
 # In the order in which a run comes by: what must be on disk for the run to be killed there.
 MOMENTS: dict[str, Callable[[Workspace, Round], bool]] = {
@@ -55,18 +57,6 @@ def config(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield path
 
 
-def start(config: Path, workspace: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows", "clean", str(config), "--workspace", str(workspace), "--json"]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def ends_well(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, output
-
-
 def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
     """Inode, size and time of writing of what stands under a final name."""
     made = workspace.round(1)
@@ -94,7 +84,7 @@ def rows_of(folder: Path) -> pa.Table:
 
 
 def test_a_clean_that_is_killed_at_every_moment_loses_and_doubles_no_row(
-    config: Path, environment: dict[str, str], wait_until: Callable[..., bool], tmp_path: Path
+    config: Path, start: Start, ends_well: Ends, wait_until: Callable[..., bool], tmp_path: Path
 ) -> None:
     broken, unbroken = Workspace(tmp_path / "broken"), Workspace(tmp_path / "unbroken")
     killed = []
@@ -102,7 +92,7 @@ def test_a_clean_that_is_killed_at_every_moment_loses_and_doubles_no_row(
         if reached(broken, broken.round(1)):
             continue  # the kill before came a moment too late, and passed this one as well
         before = parts_of(broken)
-        process = start(config, broken.root, environment)
+        process = start("clean", config, "--json", "--workspace", broken.root)
         arrived = wait_until(lambda reached=reached: reached(broken, broken.round(1)), process)
         assert arrived, f"{moment}: {process.communicate()[0]}"
         process.send_signal(signal.SIGKILL)
@@ -113,8 +103,8 @@ def test_a_clean_that_is_killed_at_every_moment_loses_and_doubles_no_row(
     assert {"amid the first download", "first shard", "amid annotating the first shard"} <= {*killed}
     assert len(killed) >= 5
     standing = parts_of(broken)
-    ends_well(start(config, broken.root, environment))
-    ends_well(start(config, unbroken.root, environment))
+    ends_well(start("clean", config, "--json", "--workspace", broken.root))
+    ends_well(start("clean", config, "--json", "--workspace", unbroken.root))
     assert {name: parts_of(broken)[name] for name in standing} == standing
     assert sorted(parts_of(broken)) == sorted(parts_of(unbroken))
     uids = pq.read_table(yaml.safe_load(config.read_text())["web"]["path"])["uid"].to_pylist()
@@ -138,10 +128,10 @@ def check_rows(broken: Workspace, unbroken: Workspace, uids: list[str]) -> None:
     assert corpus.equals(rows_of(expected.corpus))
 
 
-def test_a_run_that_is_done_does_nothing_again(config: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_that_is_done_does_nothing_again(config: Path, start: Start, ends_well: Ends, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "twice")
-    ends_well(start(config, workspace.root, environment))
+    ends_well(start("clean", config, "--json", "--workspace", workspace.root))
     before = parts_of(workspace)
-    ends_well(start(config, workspace.root, environment))
+    ends_well(start("clean", config, "--json", "--workspace", workspace.root))
     assert parts_of(workspace) == before
     assert left_behind(workspace) == []

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
 from blip_core.workspace import Round, Workspace
 
 TINY = Path(__file__).parents[1] / "orchestration" / "tiny.yaml"
-SECONDS = 120
+
+Start = Callable[..., subprocess.Popen[str]]
+Ends = Callable[[subprocess.Popen[str]], None]
 
 # In the order in which a run comes by: what must be on disk for the run to be killed there.
 MOMENTS: dict[str, Callable[[Workspace, Round], bool]] = {
@@ -53,18 +54,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def start(config: Path, workspace: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows", "bootstrap", str(config), "--workspace", str(workspace)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def ends_well(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, output
-
-
 def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
     """What stands under a final name, with inode, size and time of writing."""
     made = workspace.round(1)
@@ -88,16 +77,16 @@ def corpus_rows(workspace: Workspace) -> pa.Table:
 
 
 def test_a_run_killed_at_every_step_ends_as_an_unbroken_one_and_makes_nothing_twice(
-    config: Path, environment: dict[str, str], wait_until: Callable[..., bool], tmp_path: Path
+    config: Path, start: Start, ends_well: Ends, wait_until: Callable[..., bool], tmp_path: Path
 ) -> None:
     broken, unbroken = Workspace(tmp_path / "broken"), Workspace(tmp_path / "unbroken")
-    steady = start(config, unbroken.root, environment)
+    steady = start("bootstrap", config, "--workspace", unbroken.root)
     killed = []
     for moment, reached in MOMENTS.items():
         if reached(broken, broken.round(1)):
             continue  # two moments that lie close together were passed at once
         before = parts_of(broken)
-        process = start(config, broken.root, environment)
+        process = start("bootstrap", config, "--workspace", broken.root)
         arrived = wait_until(lambda reached=reached: reached(broken, broken.round(1)), process)
         assert arrived, f"{moment}: {process.communicate()[0]}"
         os.killpg(process.pid, signal.SIGKILL)
@@ -107,7 +96,7 @@ def test_a_run_killed_at_every_step_ends_as_an_unbroken_one_and_makes_nothing_tw
         assert {name: after.get(name) for name in before} == before, f"written again before the kill at: {moment}"
     assert len(killed) >= 5
     before = parts_of(broken)
-    ends_well(start(config, broken.root, environment))
+    ends_well(start("bootstrap", config, "--workspace", broken.root))
     assert {name: parts_of(broken)[name] for name in before} == before
     ends_well(steady)
     assert corpus_rows(broken).num_rows > 0
