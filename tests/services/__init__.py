@@ -1,0 +1,1 @@
+"""Real programs that tests start on loopback: PostgreSQL, Redis, Prefect's server and workers, and more."""
