@@ -21,6 +21,7 @@ from blip_core.evaluation.heldout import EvaluationConfig
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.scale import Engine, ScaleConfig
 from blip_core.settings import Settings, setting
 from blip_core.training.recipe import TrainConfig, check_recipe
 
@@ -56,6 +57,10 @@ class BootstrapConfig(BaseModel):
     workspace: str = Field(description="folder that everything is written to", min_length=1)
     round: int = Field(1, description="number of the round", ge=1, le=9999)
     seed: int = Field(0, description="decides weights, order and sampling", ge=0, lt=2**31)
+    engine: Engine = Field(
+        "local", description="who does the work: this process, a Prefect work pool, or a Ray cluster"
+    )
+    scale: ScaleConfig = Field(ScaleConfig(), description="how the engines pool and ray share out the work")
     web: WebTable = Field(description="the web pairs: URLs and their web texts")
     human: PairTable | None = Field(None, description="the human pairs, which every training but `clean` needs")
     held_out: PairTable | None = Field(None, description="human pairs to evaluate on, never trained on")
