@@ -17,6 +17,7 @@ from blip_core.corpus.selection import PublishConfig
 from blip_core.data.download import DownloadConfig
 from blip_core.data.tables import PairTable, WebTable
 from blip_core.errors import ConfigError
+from blip_core.evaluation.gate import RoundsConfig
 from blip_core.evaluation.heldout import EvaluationConfig
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.med import MEDConfig
@@ -57,6 +58,11 @@ class BootstrapConfig(BaseModel):
     workspace: str = Field(description="folder that everything is written to", min_length=1)
     round: int = Field(1, description="number of the round", ge=1, le=9999)
     seed: int = Field(0, description="decides weights, order and sampling", ge=0, lt=2**31)
+    workspace_url: str | None = Field(
+        None,
+        description="http address under which the workspace can be read, for links to reports; null: none",
+        pattern="^https?://",
+    )
     engine: Engine = Field(
         "local", description="who does the work: this process, a Prefect work pool, or a Ray cluster"
     )
@@ -78,6 +84,7 @@ class BootstrapConfig(BaseModel):
     publish: PublishConfig = Field(PublishConfig(), description="what the corpus keeps")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="evaluation on the held-out pairs")
     checkpoints: Checkpoints = Field(Checkpoints(), description="models that are given, not trained")
+    rounds: RoundsConfig = Field(RoundsConfig(), description="how re-bootstrap makes rounds, and judges them")
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> BootstrapConfig:
@@ -92,16 +99,22 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Boots
 
     Raises ConfigError, naming file and key, for a missing or unreadable file, an unknown key or a bad value.
     """
+    values = read_values(path)
+    for key, value in (overrides or {}).items():
+        _set(values, key, _read_yaml(value, f"{key}: {value!r:.80}") if isinstance(value, str) else value)
+    _resolve_paths(values, path.resolve().parent)
+    return parse_config(values, str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a YAML file as they stand. Raises ConfigError where it cannot be read or is no mapping."""
     try:
         values = _read_yaml(path.read_text(encoding="utf-8"), f"configuration {path}")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {path}: must be a mapping of keys to values")
-    for key, value in (overrides or {}).items():
-        _set(values, key, _read_yaml(value, f"{key}: {value!r:.80}") if isinstance(value, str) else value)
-    _resolve_paths(values, path.resolve().parent)
-    return parse_config(values, str(path))
+    return values
 
 
 def _read_yaml(text: str, origin: str) -> Any:

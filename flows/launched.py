@@ -6,7 +6,7 @@ from blip_core.errors import ConfigError
 from blip_core.training import processes
 from flows.terminal import TerminalDisplay
 from tasks.progress import TrainingProgress
-from tasks.training import TRAININGS, train_model
+from tasks.training import TRAININGS, recipe_of, train_model
 
 if TYPE_CHECKING:
     from blip_core.config import BootstrapConfig
@@ -20,7 +20,8 @@ def train_here(model: str, config: "BootstrapConfig") -> None:
     if model not in TRAININGS:
         raise ConfigError(f"train {model}: no such model; it is one of {', '.join(TRAININGS)}")
     with TerminalDisplay() as display:
-        summary = train_model(model, config, TrainingProgress(model, display.show))
+        steps = TrainingProgress(model, recipe_of(model, config).batch_size, display.show)
+        summary = train_model(model, config, steps)
         if processes.is_first():
             state = "stands" if summary.skipped else f"trained in {summary.seconds:.0f} s"
             display.say(f"{model}: {state}, digest {summary.digest}")

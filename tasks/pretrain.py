@@ -5,11 +5,11 @@ from prefect.cache_policies import NO_CACHE
 
 from blip_core.config import BootstrapConfig
 from blip_core.training.run import TrainSummary
-from tasks import progress
+from tasks.curves import watch_training
 from tasks.training import train_model
 
 
 @task(name="pretrain-med", task_run_name="pretrain-med", cache_policy=NO_CACHE)
 def pretrain_med(config: BootstrapConfig) -> TrainSummary:
     """Trains MED with ITC, ITM and LM; does nothing where it stands."""
-    return train_model("med", config, progress.training("med"))
+    return train_model("med", config, watch_training("med", config))

@@ -1,7 +1,7 @@
-"""How far a step is, for whoever watches: a terminal, or the logs of a run.
+"""How far a step is, for whoever watches: a terminal, the log of a run, or its page in Prefect's UI.
 
 Tasks and flows report here and know nothing of the watcher. The command line puts its own display in place;
-under a worker, lines go to the run's log, at most one every ten seconds for a step.
+under a worker, lines go to the run's log and to an artifact, at most one every ten seconds for a step.
 """
 
 import threading
@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from prefect.logging import get_run_logger
+
+from tasks.artifacts import ArtifactDisplay
 
 LOG_SECONDS = 10.0
 RATE_SECONDS = 60.0
@@ -47,7 +49,7 @@ class Meter:
 
     Args:
         standing: units that were done before, which say nothing of the speed.
-        unit: of what is counted; images have a speed and a time that is left.
+        unit: of what is counted; images and steps have a speed and a time that is left.
         clock: seconds.
     """
 
@@ -85,15 +87,21 @@ class Meter:
 
     def note(self) -> str:
         """The speed over the last minute, the time that the rest takes at it, and how many parts failed."""
+        speed = self.speed()
         with self._lock:
-            (began, before), (now, done) = self._recent[0], self._recent[-1]
+            done = self._recent[-1][1]
             failed = f"{len(self._failed)} failed" if self._failed else ""
-        speed = (done - before) / (now - began) if now > began else 0.0
         rate = left = ""
-        if self.unit == "images" and speed > 0:
-            rate = f"{speed:.3g} images/s"
+        if self.unit in ("images", "steps") and speed > 0:
+            rate = f"{speed:.3g} {self.unit}/s"
             left = f"{_duration((self.total - done) / speed)} left" if done < self.total else ""
         return ", ".join(filter(None, [rate, left, failed]))
+
+    def speed(self) -> float:
+        """Units a second over the last minute; 0 where it is not known yet."""
+        with self._lock:
+            (began, before), (now, done) = self._recent[0], self._recent[-1]
+        return (done - before) / (now - began) if now > began else 0.0
 
 
 def _duration(seconds: float) -> str:
@@ -104,8 +112,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-_log = LogDisplay()
-_displays: list[Display] = []
+_displays: list[Display] = [LogDisplay(), ArtifactDisplay()]
 _meters: dict[str, Meter] = {}
 
 
@@ -116,7 +123,7 @@ def watch(display: Display) -> None:
 
 def show(step: str, done: int, total: int, note: str = "") -> None:
     """Reports progress; to be called within a flow or task run."""
-    for display in (_log, *_displays):
+    for display in _displays:
         display.show(step, done, total, note)
 
 
@@ -153,17 +160,25 @@ def _show_meter(step: str) -> None:
     show(step, meter.done, meter.total, meter.note())
 
 
-def training(model: str) -> "TrainingProgress":
-    """A progress callback for the training of `model`."""
-    return TrainingProgress(model)
-
-
 class TrainingProgress:
-    """What training calls after every step: (done, total, losses)."""
+    """Steps done, with steps and images a second, the time that is left, and the last losses.
 
-    def __init__(self, model: str, show: Callable[[str, int, int, str], None] = show) -> None:
+    Args:
+        batch_size: images of a step.
+        show: where it is shown, as `show` of this module.
+    """
+
+    def __init__(self, model: str, batch_size: int, show: Callable[[str, int, int, str], None] = show) -> None:
         self.model = model
+        self.batch_size = batch_size
         self.show = show
+        self._meter: Meter | None = None
 
     def __call__(self, done: int, total: int, losses: Mapping[str, float]) -> None:
-        self.show(self.model, done, total, "  ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+        if self._meter is None:  # what an earlier process did says nothing of the speed of this one
+            self._meter = Meter(total, done, unit="steps")
+        self._meter.at(self.model, done - self._meter.standing)
+        speed = self._meter.speed()
+        rate = f"{speed * self.batch_size:.3g} images/s" if speed else ""
+        values = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        self.show(self.model, done, total, ", ".join(filter(None, [self._meter.note(), rate, values])))

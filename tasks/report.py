@@ -1,21 +1,25 @@
-"""The round's report: the HTML file, and Prefect artifacts for those who watch in the UI."""
+"""The round's report: the HTML file, and artifacts for those who watch in Prefect's UI."""
 
+import re
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from blip_core.config import BootstrapConfig
 from blip_core.evaluation import report
+from blip_core.evaluation.charts import score_histogram
 from blip_core.evaluation.pictures import thumbnail
 from blip_core.evaluation.tables import GRIDS, RoundTables
+from tasks.artifacts import show_markdown, show_table
 from tasks.workplace import add_seconds, round_of, workspace_of
 
 _PICTURES = 8
-_PICTURE_SIDE = 96
+_PICTURES_A_ROW = 4
+_PICTURE_SIDE = 128
 
 
 @task(name="write-report", task_run_name="write-report", cache_policy=NO_CACHE)
@@ -33,40 +37,101 @@ def write_report(config: BootstrapConfig) -> Path:
     return path
 
 
+@task(name="show-report", task_run_name="show-report", cache_policy=NO_CACHE)
+def show_report(config: BootstrapConfig) -> None:
+    """A page that says where the report lies, with its tables before and after."""
+    numbers = report.build_report(workspace_of(config), config.round)
+    page = "\n\n".join(filter(None, [_place(config), _counts(numbers), _measures(numbers)]))
+    show_markdown("round-report", page, f"Report of round {config.round}")
+
+
 @task(name="show-numbers", task_run_name="show-numbers", cache_policy=NO_CACHE)
 def show_numbers(config: BootstrapConfig) -> None:
-    """A table artifact of the round's numbers."""
+    """A table of all of the round's numbers."""
     numbers = report.build_report(workspace_of(config), config.round)
-    create_table_artifact(
-        key="round-numbers",
-        table=[{"number": name, "value": _shown(value)} for name, value in _flat(numbers)],
-        description=f"Round {config.round} of {config.workspace}",
-    )
+    rows = [{"number": name, "value": _shown(value)} for name, value in _flat(numbers)]
+    show_table("round-numbers", rows, f"Numbers of round {config.round}")
+
+
+@task(name="show-scores", task_run_name="show-scores", cache_policy=NO_CACHE)
+def show_scores(config: BootstrapConfig) -> None:
+    """A histogram of the scores that the Filter gave to web and synthetic texts."""
+    with RoundTables.open(workspace_of(config), config.round) as tables:
+        bins = {source: tables.score_bins(source) for source in ("web", "synthetic")}
+    if any(map(sum, bins.values())):
+        page = f"![histogram of itm_score]({score_histogram(bins, 'picture')})"
+        show_markdown("round-scores", page, f"Scores of the texts of round {config.round}")
 
 
 @task(name="show-pictures", task_run_name="show-pictures", cache_policy=NO_CACHE)
 def show_pictures(config: BootstrapConfig) -> None:
-    """A markdown artifact with the best kept, the worst kept and the best rejected pairs."""
+    """The best kept, the worst kept and the best rejected pairs, with their pictures."""
     with RoundTables.open(workspace_of(config), config.round) as tables:
         grids = {name: tables.grid(name, _PICTURES) for name in GRIDS}
-    create_markdown_artifact(
-        key="round-pictures",
-        markdown="\n\n".join(_grid(name, rows) for name, rows in grids.items()),
-        description=f"Kept and rejected pairs of round {config.round}",
+    page = "\n\n".join(_grid(name, rows) for name, rows in grids.items() if rows)
+    if page:
+        show_markdown("round-pictures", page, f"Kept and rejected pairs of round {config.round}")
+
+
+def _place(config: BootstrapConfig) -> str:
+    """Where the file is: a link where a browser can open it, else its path."""
+    path = round_of(config).report
+    if config.workspace_url:
+        address = f"{config.workspace_url.rstrip('/')}/rounds/{path.parent.name}/{path.name}"
+        return f"[The report of round {config.round}]({address})"
+    return f"The report of round {config.round} is `{path}`"
+
+
+def _counts(numbers: Mapping[str, Any]) -> str:
+    noise = {"wrong texts on the web": numbers["web_noise"], "wrong texts in the corpus": numbers["corpus_noise"]}
+    rows = {
+        "URLs": f"{numbers['download']['rows']:,}",
+        "images": f"{numbers['images']:,}",
+        "texts scored": f"{numbers['candidates']:,}",
+        "texts kept": f"{numbers['accepted']:,}",
+        "human pairs added": f"{numbers['human']:,}",
+        **{title: f"{share:.1%}" for title, share in noise.items() if share is not None},
+    }
+    if numbers["filter_auc"] is not None:
+        rows["AUC of the Filter"] = f"{numbers['filter_auc']:.3f}"
+    return _table(["", f"round {numbers['round']}"], ([name, value] for name, value in rows.items()))
+
+
+def _measures(numbers: Mapping[str, Any]) -> str:
+    models = {name: title for name, title in report.MODELS.items() if name in numbers["retrieval"]}
+    rows = (
+        [row["title"], *(_measured(row["values"].get(name), row["unit"]) for name in models)]
+        for row in report.measures(dict(numbers))
     )
+    return _table(["held-out pairs", *models.values()], rows) if models else ""
+
+
+def _measured(value: float | None, unit: str) -> str:
+    return "unknown" if value is None else f"{value:.1f}{unit}"
+
+
+def _table(head: list[str], rows: Iterator[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _grid(name: str, rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"## {name.replace('_', ' ').capitalize()}",
-        "| picture | text | source | itm_score |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
-        text = " ".join(row["text"].split()).replace("|", r"\|")
-        picture = f"![{row['uid']}]({thumbnail(row['image'], _PICTURE_SIDE)})"
-        lines.append(f"| {picture} | {text} | {row['source']} | {row['itm_score']:.3f} |")
-    return "\n".join(lines)
+    """A heading, and under each row of pictures their texts, who wrote them, and the Filter's score."""
+    lines: list[list[str]] = []
+    for start in range(0, len(rows), _PICTURES_A_ROW):
+        row = rows[start : start + _PICTURES_A_ROW]
+        rest = [""] * (_PICTURES_A_ROW - len(row))
+        lines.append([f"![{pair['source']}]({thumbnail(pair['image'], _PICTURE_SIDE)})" for pair in row] + rest)
+        lines.append([f"{plain(pair['text'])} ({pair['source']}, {pair['itm_score']:.3f})" for pair in row] + rest)
+    head, *body = lines
+    table = [head, [":---"] * _PICTURES_A_ROW, *body]
+    title = name.replace("_", " ").capitalize()
+    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
+def plain(text: str) -> str:
+    """A text from the web as markdown that shows it letter by letter: no link, picture or markup of its own."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:

@@ -27,6 +27,12 @@ def train_model(model: str, config: BootstrapConfig, progress: Progress | None =
     return summary
 
 
+def recipe_of(model: str, config: BootstrapConfig) -> TrainConfig:
+    """The settings by which one of TRAININGS is trained."""
+    recipes = {"med": config.pretrain, "captioner": config.captioner, "filter": config.filter}
+    return recipes.get(model, config.retrain)
+
+
 def _med(config: BootstrapConfig, progress: Progress | None) -> TrainSummary:
     return _from_scratch("med", config, config.pretrain, progress)
 

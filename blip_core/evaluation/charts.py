@@ -1,12 +1,14 @@
-"""The report's charts: matplotlib drawings as inline SVG that takes the page's own text colour, light or dark.
+"""Charts by matplotlib: for the report as inline SVG that takes the page's own text colour, light or dark; for pages
+that are not ours as pictures that travel inside them.
 
 The same numbers give the same SVG.
 """
 
+import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -20,29 +22,29 @@ COLOURS = {
     "lm": "#4f9a5b",
 }
 PIXELS_PER_INCH = 104  # as wide as the page at 9.6 inches
+PICTURE_PIXELS_PER_INCH = 160
 INK = "#123456"  # stands for the page's text colour until the SVG is done
+PICTURE_INK = "#23262b"  # on white: what is around a picture may be light or dark
+
+Form = Literal["svg", "picture"]
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "legend.frameon": False,
 }
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
-def score_histogram(bins: Mapping[str, Sequence[int]]) -> str:
-    """Counts of equal bins of itm_score from 0 to 1, one outline for each source."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "histogram"}):
+def score_histogram(bins: Mapping[str, Sequence[int]], form: Form = "svg") -> str:
+    """Counts of equal bins of itm_score from 0 to 1, one outline for each source; a picture is a `data:` URI."""
+    with mpl.rc_context(_style(form, "histogram")):
         figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for source, counts in bins.items():
@@ -52,14 +54,15 @@ def score_histogram(bins: Mapping[str, Sequence[int]]) -> str:
         axes.set(xlim=(0, 1), ylim=(0, None), xlabel="itm_score, the Filter's probability of 'match'")
         axes.set_ylabel("texts")
         axes.legend(loc="upper center")
-        return _svg(figure, "Histogram of itm_score for web and synthetic texts")
+        title = "Histogram of itm_score for web and synthetic texts"
+        return _svg(figure, title) if form == "svg" else _picture(figure)
 
 
 def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A panel for each model: its objectives' losses by step."""
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "curves", "font.size": 9}):
+    with mpl.rc_context({**_style("svg", "curves"), "font.size": 9}):
         figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
         for place, (model, lines) in enumerate(metrics.items()):
             axes = figure.add_subplot(rows, columns, place + 1)
@@ -67,6 +70,17 @@ def training_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         drawn = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
         figure.legend(list(drawn.values()), list(drawn), loc="outside upper center", ncols=max(1, len(drawn)))
         return _svg(figure, "Training losses of each model by step")
+
+
+def loss_curve(model: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """The losses of one model by step, large enough to be looked at alone: a picture as `data:` URI."""
+    with mpl.rc_context(_style("picture", "curve")):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        _panel(axes, model, lines)
+        axes.set(xlabel="step", ylabel="loss")
+        axes.legend(loc="upper right")
+        return _picture(figure)
 
 
 def _panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -79,6 +93,18 @@ def _panel(axes: Axes, model: str, lines: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=4)
+
+
+def _style(form: Form, salt: str) -> dict[Any, Any]:
+    ink = INK if form == "svg" else PICTURE_INK
+    return {**STYLE, **dict.fromkeys(INKED, ink), "svg.hashsalt": salt}
+
+
+def _picture(figure: Figure) -> str:
+    """The drawing as a `data:` URI of a PNG."""
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=PICTURE_PIXELS_PER_INCH, metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _svg(figure: Figure, title: str) -> str:

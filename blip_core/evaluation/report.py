@@ -84,7 +84,7 @@ def write_report(workspace: Workspace, round: int, examples: int = EXAMPLES) -> 
         curves=training_curves(metrics) if metrics else None,
         grids=grids,
         models={name: title for name, title in MODELS.items() if name in numbers["retrieval"]},
-        measures=_measures(numbers),
+        measures=measures(numbers),
         captioned=_captioned(_evaluation(paths.evaluation).get("examples") or {}),
     )
     with atomic_file(paths.report) as temporary:
@@ -150,8 +150,11 @@ def _in_order(values: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
     return {name: values[name] for name in [*known, *sorted(values.keys() - set(known))]}
 
 
-def _measures(numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """The before/after table: a row a measure, a value a model, and the corpus's gain over the raw web pairs."""
+def measures(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """The before/after table of `build_report`'s numbers: a row a measure, a value a model, and the corpus's gain.
+
+    Keys: title, values {model: in percent or times 100}, gain (over the raw web pairs; None where not known), unit.
+    """
     rows = []
     for title, group, path, factor, unit in MEASURES:
         values = {model: _lookup(scores, path, factor) for model, scores in numbers[group].items()}
