@@ -1,12 +1,17 @@
-"""The workspace: where everything that a project makes lies (drawn in docs/workspace.md)."""
+"""The workspace: where everything that a project makes lies (drawn in docs/workspace.md).
+
+Its root is a folder of this machine or an object store's; the paths below it are of the same kind.
+"""
 
 import os
+import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from blip_core import stores
 from blip_core.errors import WorkspaceError
-from blip_core.files import read_json, write_json
+from blip_core.files import add_to_account
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,16 @@ class Round:
         return self.root / "metrics"
 
     @property
+    def begun(self) -> Path:
+        """What stood when `re-bootstrap` began the round."""
+        return self.root / "begun.json"
+
+    @property
+    def verdict(self) -> Path:
+        """Whether the round may be promoted, why, and who said so."""
+        return self.root / "verdict.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
 
@@ -71,11 +86,11 @@ class Round:
 
     def add_seconds(self, step: str, seconds: float) -> None:
         """Adds time to a step's account; a step that is run again in parts sums up."""
-        _add(self.seconds, step, seconds)
+        add_to_account(self.seconds, step, seconds)
 
     def add_images(self, step: str, images: int) -> None:
         """Adds images to a step's account, next to the seconds that they took."""
-        _add(self.images, step, images)
+        add_to_account(self.images, step, images)
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,17 @@ class Workspace:
     @classmethod
     def open(cls, root: str | Path) -> "Workspace":
         """Makes the root if it is missing. Raises WorkspaceError where it cannot be written."""
-        path = _local(root)
+        path = stores.located(root)
+        probe = path / f".probe.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+        if stores.is_remote(path):
+            with stores.reaching(f"workspace {path}: cannot be written"):
+                stores.put_bytes(b"", probe)
+                stores.remove(probe)
+            return cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkspaceError(f"workspace {path}: cannot be made ({error.strerror}); name a folder") from error
-        probe = path / f".probe.{os.getpid()}.{threading.get_ident()}"
         try:
             probe.touch()
             probe.unlink()
@@ -103,7 +123,11 @@ class Workspace:
     @classmethod
     def preview(cls, root: str | Path) -> "Workspace":
         """The same, with nothing made: raises WorkspaceError where `open` would, as far as can be told by looking."""
-        path = _local(root)
+        path = stores.located(root)
+        if stores.is_remote(path):
+            with stores.reaching(f"workspace {path}: cannot be reached"):
+                stores.check_bucket(path)
+            return cls(path)
         standing = next(folder for folder in (path, *path.parents) if folder.exists())
         if not standing.is_dir():
             raise WorkspaceError(f"workspace {path}: cannot be made ({standing} is a file); name a folder")
@@ -114,8 +138,10 @@ class Workspace:
     @classmethod
     def existing(cls, root: str | Path) -> "Workspace":
         """The workspace at `root`. Raises WorkspaceError where there is none, and makes nothing."""
-        path = Path(root).expanduser().resolve()
-        if not (path / "shards").is_dir() and not (path / "rounds").is_dir():
+        path = stores.located(root)
+        with stores.reaching(f"workspace {path}: cannot be reached"):
+            there = any((path / name).is_dir() for name in ("shards", "rounds"))
+        if not there:
             raise WorkspaceError(f"workspace {path}: not found (it would hold a folder named shards or rounds)")
         return cls(path)
 
@@ -133,8 +159,18 @@ class Workspace:
         return self.root / "catalog.duckdb"
 
     @property
+    def scratch(self) -> Path:
+        """The folder on this machine for locks, and for what other programs write; the root itself where it is one."""
+        return stores.scratch_folder(self.root)
+
+    @property
+    def promoted(self) -> Path:
+        """Which round's corpus is shown, and which were before it."""
+        return self.root / "promoted.json"
+
+    @property
     def prefect_home(self) -> Path:
-        return self.root / ".prefect"
+        return self.scratch / ".prefect"
 
     def shard(self, name: str) -> Path:
         return self.shards / f"{name}.parquet"
@@ -149,15 +185,3 @@ class Workspace:
     def round_numbers(self) -> list[int]:
         folders = (self.root / "rounds").glob("[0-9][0-9][0-9][0-9]")
         return sorted(int(folder.name) for folder in folders if folder.is_dir())
-
-
-def _add(path: Path, step: str, amount: float) -> None:
-    account = read_json(path) if path.exists() else {}
-    account[step] = round(account.get(step, 0) + amount, 3)
-    write_json(path, account)
-
-
-def _local(root: str | Path) -> Path:
-    if "://" in str(root):
-        raise WorkspaceError(f"workspace {root}: must be a folder on this machine, not a URL")
-    return Path(root).expanduser().resolve()

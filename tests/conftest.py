@@ -1,8 +1,14 @@
-"""Models as others publish them, which the tests of the clean flow and of its kills have in common."""
+"""What tests of several folders share: models as others publish them, and an object store."""
 
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from services.s3 import S3
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TEXTS = [
@@ -40,3 +46,24 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(folder / name)
         words.save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3"]:
+    """An object store that speaks S3; this process's clients of S3 are led to it."""
+    from services.s3 import s3
+
+    with s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.variables.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(store: "S3") -> str:
+    """The URL of an empty bucket."""
+    import fsspec
+
+    name = f"bucket-{secrets.token_hex(4)}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
