@@ -7,17 +7,15 @@ that folder can open it, and it stands in place of the last one in one atomic st
 # ruff: noqa: S608  (a view cannot take parameters; every value that is put into it is quoted, or a number of ours)
 
 import glob
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from blip_core.corpus.rounds import ROUND_NUMBERS, look_up, promoted_round, round_states
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, COLUMN_MEANINGS, CORPUS_SCHEMA
 from blip_core.data.shards import SHARD_SCHEMA
-from blip_core.errors import WorkspaceError
 from blip_core.files import atomic_file, read_json
 from blip_core.workspace import Workspace
 
@@ -25,7 +23,7 @@ VIEW_MEANINGS = {
     "images": "every input row, one image each: as downloaded, or the reason why it failed",
     "annotations": "every candidate of every round, with its scores",
     "corpus": "the candidates that passed in the promoted round, and the human pairs",
-    "rounds": "the rounds and their numbers",
+    "rounds": "the rounds, what became of them, and their numbers",
     "training_metrics": "the losses of every training, by step",
 }
 
@@ -53,35 +51,6 @@ METRIC_TYPES = {
     "undecodable": "BIGINT",
 }
 
-# Columns of the view `rounds`: where each number stands in evaluation.json.
-ROUND_NUMBERS: Mapping[str, tuple[str, ...]] = {
-    "web_noise": ("audit", "web_noise"),
-    "corpus_noise": ("audit", "corpus_noise"),
-    "filter_auc": ("audit", "filter_auc"),
-    **{
-        f"{name}{suffix}": (*path[:1], model, *path[1:])
-        for suffix, model in (("", "retrained"), ("_raw", "retrained-raw"))
-        for name, path in {
-            "image_to_text_r1": ("retrieval", "image_to_text", "r1"),
-            "text_to_image_r1": ("retrieval", "text_to_image", "r1"),
-            "bleu4": ("captioning", "bleu4"),
-            "cider": ("captioning", "cider"),
-        }.items()
-    },
-}
-
-
-def promoted_round(workspace: Workspace) -> int | None:
-    """The round whose corpus the catalog shows: the promoted one, else the last one that has a corpus."""
-    promotion = workspace.root / "promoted.json"
-    if promotion.exists():
-        value = read_json(promotion)
-        if not isinstance(value, dict) or not isinstance(value.get("round"), int):
-            raise WorkspaceError(f'{promotion}: must be {{"round": N}}, not {json.dumps(value)}')
-        return value["round"]
-    published = [number for number in workspace.round_numbers() if _any(workspace.round(number).corpus)]
-    return max(published, default=None)
-
 
 def build_catalog(workspace: Workspace) -> Path:
     """Writes `catalog.duckdb` anew and returns its path. Call it again when a step has written its first part.
@@ -103,7 +72,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, workspace: Workspace, fo
         "images": _images(workspace, folder),
         "annotations": _annotations(workspace, folder),
         "corpus": _corpus(workspace, folder, promoted),
-        "rounds": _rounds(workspace, promoted),
+        "rounds": _rounds(workspace),
         "training_metrics": _training_metrics(workspace, folder),
     }
     for view, definition in definitions.items():
@@ -140,13 +109,15 @@ def _corpus(workspace: Workspace, folder: str, promoted: int | None) -> str:
     return f"SELECT * FROM read_parquet({quoted(f'{folder}rounds/{promoted:04d}/corpus/*.parquet')})"
 
 
-def _rounds(workspace: Workspace, promoted: int | None) -> str:
-    types = {"round": "INTEGER", "promoted": "BOOLEAN", **dict.fromkeys(ROUND_NUMBERS, "DOUBLE")}
+def _rounds(workspace: Workspace) -> str:
+    types = {"round": "INTEGER", "promoted": "BOOLEAN", "state": "VARCHAR", "why": "VARCHAR"}
+    types |= dict.fromkeys(ROUND_NUMBERS, "DOUBLE")
     rows = []
-    for number in workspace.round_numbers():
+    for number, (state, why) in round_states(workspace).items():
         evaluation = workspace.round(number).evaluation
         numbers = read_json(evaluation) if evaluation.exists() else {}
-        values = [number, number == promoted, *(_lookup(numbers, path) for path in ROUND_NUMBERS.values())]
+        values = [number, state == "promoted", quoted(state), quoted(why)]
+        values += [look_up(numbers, path) for path in ROUND_NUMBERS.values()]
         literals = ("NULL" if value is None else str(value) for value in values)
         rows.append(f"({', '.join(literals)})")
     if not rows:
@@ -183,9 +154,3 @@ def _types(schema: pa.Schema) -> dict[str, str]:
 def _empty(types: Mapping[str, str]) -> str:
     columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in types.items())
     return f"SELECT {columns} WHERE false"
-
-
-def _lookup(value: Any, path: tuple[str, ...]) -> float | None:
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

@@ -92,6 +92,8 @@ COLUMN_MEANINGS = {
     "original_height": "height of the image as downloaded, pixels",
     "round": "the round that the row belongs to",
     "promoted": "whether the corpus view reads this round",
+    "state": "what became of the round: promoted, candidate, rejected, rolled back or superseded",
+    "why": "the reason for the state, where there is more to say",
     "model": "the model that was trained",
 }
 

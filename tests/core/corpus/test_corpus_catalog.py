@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blip_core.corpus.catalog import build_catalog, promoted_round
+from blip_core.corpus.catalog import build_catalog
+from blip_core.corpus.rounds import promoted_round
 from blip_core.corpus.selection import publish_shard
 from blip_core.errors import WorkspaceError
 from blip_core.files import write_json
