@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from blip_core.errors import CapfiltError
-from flows.commands import corpus, cycle, models
+from flows.commands import corpus, cycle, models, platform
 
 app = typer.Typer(
     name="capfilt",
@@ -52,5 +52,5 @@ def options(
     """Clean, queryable corpora from noisy web image-text pairs, by BLIP's bootstrapping."""
 
 
-for _commands in (cycle, corpus, models):
+for _commands in (cycle, corpus, models, platform):
     app.add_typer(_commands.app)

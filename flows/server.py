@@ -41,10 +41,10 @@ def local_server(workspace: Workspace, verbose: bool = False) -> Iterator[str]:
     WorkspaceError where another process runs flows in this workspace or the server does not start.
     """
     refuse_dataclasses_backport()
-    _set_environment(verbose)
+    set_environment(verbose)
     configured = configured_api()
     if configured is not None:
-        _check_answers(configured)
+        check_answers(configured)
         yield configured
         _send_what_waits()
         return
@@ -82,7 +82,7 @@ def configured_api() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _set_environment(verbose: bool) -> None:
+def set_environment(verbose: bool) -> None:
     """No telemetry, no proxy on loopback; run logs go to the server, and to the terminal only if `verbose`."""
     os.environ["DO_NOT_TRACK"] = "1"
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -93,7 +93,8 @@ def _set_environment(verbose: bool) -> None:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
 
 
-def _check_answers(api: str) -> None:
+def check_answers(api: str) -> None:
+    """Raises ConfigError where no Prefect server answers at this address."""
     try:
         urllib.request.urlopen(f"{api}/health", timeout=10).close()
     except urllib.error.HTTPError:

@@ -1,8 +1,6 @@
 """Commands that run the cycle or one of its steps: demo, bootstrap, clean, download, pretrain and so on."""
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +19,6 @@ from flows.options import (
     source_from_here,
 )
 
-if TYPE_CHECKING:
-    from blip_core.config import BootstrapConfig
-
 app = typer.Typer()
 
 
@@ -36,9 +31,10 @@ def demo(
 ) -> None:
     """The whole cycle on the embedded synthetic web: no data, no network."""
     from blip_core.scenes.web import ScenesConfig
+    from flows.presets import demo_config
     from flows.run import run_flow
 
-    config = _demo_config(workspace, seed)
+    config = demo_config(workspace, seed)
     run_flow("demo", config, verbose, scenes=ScenesConfig(seed=seed))
     if json:
         print_report(config)
@@ -46,23 +42,6 @@ def demo(
         from flows.summary import print_summary
 
         print_summary(config)
-
-
-def _demo_config(workspace: str, seed: int) -> "BootstrapConfig":
-    """The demo's settings, with its tables below the workspace."""
-    from blip_core import scenes
-    from blip_core.config import load_config
-
-    tables = Path(workspace).expanduser().resolve() / "scenes"
-    given = {
-        "workspace": json.dumps(workspace),
-        "seed": seed,
-        "web": {"path": str(tables / "urls.parquet"), "caption": "alt", "uid": "uid"},
-        "human": {"path": str(tables / "human.parquet"), "uid": "uid"},
-        "held_out": {"path": str(tables / "held_out.parquet"), "uid": "uid"},
-        "truth": json.dumps(str(tables / "truth.parquet")),
-    }
-    return load_config(Path(scenes.__file__).with_name("demo.yaml"), given)
 
 
 def _flow_command(name: str, summary: str) -> None:
