@@ -3,6 +3,7 @@
 from prefect import flow
 
 from blip_core.config import BootstrapConfig
+from flows.annotate_pool import annotate_in_pool
 from flows.shards import over_batches, threads
 from tasks import progress
 from tasks.annotate import annotate_batch, plan_annotation
@@ -13,7 +14,9 @@ _BATCH = 16
 
 @flow(name="annotate", task_runner=threads(1))
 def annotate(config: BootstrapConfig) -> None:
-    """Captions and scores the images of every shard with the Captioner and the Filter."""
+    """Captions and scores the images of every shard with the Captioner and the Filter, on the chosen engine."""
     plan = plan_annotation(config)
     progress.begin("annotate", plan.images + plan.standing_images, plan.standing_images)
+    if config.engine == "pool" and annotate_in_pool(config, plan):
+        return
     over_batches("annotate", annotate_batch, config, plan.names, _BATCH)

@@ -77,8 +77,8 @@ def _annotate(plan: AnnotationPlan, download: DownloadPlan) -> dict[str, int]:
     return {
         "images_to_annotate_at_most": plan.images + download.missing,
         "images_standing": plan.standing_images,
-        "shards_to_annotate": len(plan.names) + len(download.names),
-        "shards_standing": len(plan.standing_names),
+        "shards_to_annotate": len(plan.missing) + len(download.names),
+        "shards_standing": len(plan.standing),
     }
 
 

@@ -3,10 +3,13 @@
 from prefect import flow
 
 from blip_core.config import BootstrapConfig
+from flows.pool import in_pool
 from tasks.pretrain import pretrain_med
 
 
 @flow(name="pretrain")
 def pretrain(config: BootstrapConfig) -> None:
     """Pre-trains MED with ITC, ITM and LM on the shards and the human pairs."""
+    if in_pool("pretrain", config):
+        return
     pretrain_med(config)

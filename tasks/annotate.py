@@ -1,12 +1,19 @@
-"""Annotating: the shards whose parts are missing, and a batch of them in one task, the models loaded once."""
+"""Annotating: the shards whose parts are missing, and some of them in one process, the models loaded once."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blip_core.capfilt.annotate import AnnotationSummary, FailedShard, annotate_shards, standing_part
+from blip_core.capfilt.annotate import (
+    AnnotationSummary,
+    FailedShard,
+    Progress,
+    ShardProgress,
+    annotate_shards,
+    standing_part,
+)
 from blip_core.capfilt.reading import ShardJob, count_images
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
@@ -15,14 +22,31 @@ from tasks import progress
 from tasks.models import load_models, model_digests
 from tasks.workplace import add_images, add_seconds, shard_names, workspace_of
 
+# Annotates the named shards, of which none need stand, and says how far it is after every batch of images.
+Annotator = Callable[[BootstrapConfig, list[str], Progress | None], Iterator[AnnotationSummary | FailedShard]]
 
-class AnnotationPlan(NamedTuple):
-    """What there is to annotate: shards and images, and of both what stands already."""
 
-    names: list[str]
-    images: int
-    standing_names: list[str]
-    standing_images: int
+@dataclass(frozen=True)
+class AnnotationPlan:
+    """What there is to annotate, and what stands already: the images of each shard, by its name."""
+
+    missing: dict[str, int]
+    standing: dict[str, int]
+
+    @property
+    def names(self) -> list[str]:
+        """The shards to annotate."""
+        return list(self.missing)
+
+    @property
+    def images(self) -> int:
+        """Those to annotate."""
+        return sum(self.missing.values())
+
+    @property
+    def standing_images(self) -> int:
+        """Those that are annotated already."""
+        return sum(self.standing.values())
 
 
 @task(name="plan-annotation", task_run_name="plan-annotation", cache_policy=NO_CACHE)
@@ -30,8 +54,7 @@ def plan_annotation(config: BootstrapConfig) -> AnnotationPlan:
     """Says which shards have no annotations of these models and settings yet."""
     plan = preview_annotation(config, workspace_of(config), shard_names(config))
     progress.say(
-        f"annotate: {plan.images} images in {len(plan.names)} shards to annotate; {len(plan.standing_names)} shards "
-        "stand"
+        f"annotate: {plan.images} images in {len(plan.missing)} shards to annotate; {len(plan.standing)} shards stand"
     )
     return plan
 
@@ -42,49 +65,69 @@ def preview_annotation(config: BootstrapConfig, workspace: Workspace, names: Ite
     A shard or part that is torn counts as one to annotate: the annotation then names it.
     """
     captioner, filter = model_digests(config)
-    missing: dict[str, int] = {}
-    standing: dict[str, int] = {}
+    plan = AnnotationPlan({}, {})
     for name in names:
         job = _job(config, workspace, name)
         try:
             found = standing_part(job, captioner, filter, config.annotate, config.generation, config.seed)
             if found is not None:
-                standing[name] = found.images
+                plan.standing[name] = found.images
             else:
-                missing[name] = count_images(job.shard)
+                plan.missing[name] = count_images(job.shard)
         except CapfiltError:
-            missing[name] = 0
-    return AnnotationPlan(list(missing), sum(missing.values()), list(standing), sum(standing.values()))
+            plan.missing[name] = 0
+    return plan
+
+
+def annotate_names(
+    config: BootstrapConfig, names: list[str], at: Progress | None = None
+) -> Iterator[AnnotationSummary | FailedShard]:
+    """Captions and scores some shards, on the accelerator where there is one; outside of Prefect.
+
+    Raises CheckpointError as `load_models` does.
+    """
+    captioner, filter = load_models(config)
+    workspace = workspace_of(config)
+    jobs = [_job(config, workspace, name) for name in names]
+    yield from annotate_shards(jobs, captioner, filter, config.annotate, config.generation, config.seed, at)
 
 
 @task(name="annotate-batch", task_run_name="annotate-{names[0]}", cache_policy=NO_CACHE)
 def annotate_batch(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
-    """Captions and scores some shards, on the accelerator where there is one; returns the failures by shard."""
-    captioner, filter = load_models(config)
-    workspace = workspace_of(config)
+    """Captions and scores some shards in this process, and keeps the account; returns the failures by shard."""
+    return work_through(config, annotate_names(config, names, show_shard))
+
+
+def work_through(
+    config: BootstrapConfig, results: Iterable[AnnotationSummary | FailedShard], account: bool = True
+) -> dict[str, CapfiltError]:
+    """Reports each shard as it is done, and returns the failures.
+
+    Args:
+        account: whether to add to the round's seconds and images. Of the processes that work at a time, only one may.
+    """
     failures: dict[str, CapfiltError] = {}
-    for result in annotate_shards(
-        [_job(config, workspace, name) for name in names],
-        captioner,
-        filter,
-        config.annotate,
-        config.generation,
-        config.seed,
-        lambda shard: progress.at("annotate", shard.shard, shard.done),
-    ):
+    for result in results:
         if isinstance(result, FailedShard):
             failures[result.shard] = result.error
-        else:
-            _report(config, result)
+            continue
+        progress.at("annotate", result.shard, result.images)
+        if not result.skipped:
+            progress.say(f"shard {result.shard}: {result.images} images, {result.candidates} candidates")
+            if account:
+                add_work(config, result.seconds, result.images)
     return failures
 
 
-def _report(config: BootstrapConfig, summary: AnnotationSummary) -> None:
-    progress.at("annotate", summary.shard, summary.images)
-    if not summary.skipped:
-        add_seconds(config, "annotate", summary.seconds)
-        add_images(config, "annotate", summary.images)
-        progress.say(f"shard {summary.shard}: {summary.images} images, {summary.candidates} candidates")
+def show_shard(shard: ShardProgress) -> None:
+    """Shows how far a shard is."""
+    progress.at("annotate", shard.shard, shard.done)
+
+
+def add_work(config: BootstrapConfig, seconds: float, images: int) -> None:
+    """Adds to the round's account of annotation."""
+    add_seconds(config, "annotate", seconds)
+    add_images(config, "annotate", images)
 
 
 def _job(config: BootstrapConfig, workspace: Workspace, name: str) -> ShardJob:
