@@ -1,7 +1,8 @@
 """Download: from a table of URLs to shards.
 
 A shard is named by the hash of its rows and of the settings that its bytes depend on, so a second run, or one
-with added rows, fetches exactly what is missing. Every row goes into its shard, failed ones with a reason.
+with added rows, fetches exactly what is missing. Every row goes into its shard, failed ones with a reason. A round
+that has shards before it takes in neither their URLs nor their images.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from blip_core.data.fetch import Fetched, Fetcher, Progress, fetch_urls, remove_left_folders, temporary_folder
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
+from blip_core.data.known import KnownImages, find_urls, known_images
 from blip_core.data.shards import (
     ROW_GROUP_ROWS,
     SETTINGS_KEY,
@@ -68,6 +70,7 @@ class DownloadPlan:
     done: list[str]  # shards that hold rows of this table already, in name order
     rows: int  # rows of the table
     missing: int  # those of them that are still to be fetched
+    known_url: int = 0  # those of them that are left out, for a shard of an earlier round has their URL
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,24 @@ def settings_hash(config: DownloadConfig) -> str:
     return fingerprint(SHARD_VERSION, config.image_size, config.min_side, config.max_pixels)
 
 
-def plan_shards(web: WebTable, config: DownloadConfig, workspace: Workspace) -> DownloadPlan:
+def plan_shards(
+    web: WebTable, config: DownloadConfig, workspace: Workspace, before: Sequence[str] = ()
+) -> DownloadPlan:
     """Cuts the rows of the table that stand in no shard of these settings into shards, and writes their plans.
 
     Plans of an earlier table or of other settings are removed, so that no row can come into two shards; and so is what
     killed downloads left.
+
+    Args:
+        before: the shards that stood when the round began; rows whose URL one of them has, whatever the row's uid and
+            the shard's settings, are left out.
 
     Raises:
         InputError: the table cannot be used.
         ShardError: a shard of the workspace is torn.
     """
     remove_left_folders(workspace.root / TEMPORARY)
-    plan, missing = _cut(web, config, workspace)
+    plan, missing = _cut(web, config, workspace, before)
     for name, rows in missing.items():
         with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
             pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings_hash(config)}), temporary)
@@ -109,22 +118,32 @@ def plan_shards(web: WebTable, config: DownloadConfig, workspace: Workspace) -> 
     return plan
 
 
-def preview_plan(web: WebTable, config: DownloadConfig, workspace: Workspace) -> DownloadPlan:
+def preview_plan(
+    web: WebTable, config: DownloadConfig, workspace: Workspace, before: Sequence[str] = ()
+) -> DownloadPlan:
     """What plan_shards would return, with nothing written. Raises as it does."""
-    return _cut(web, config, workspace)[0]
+    return _cut(web, config, workspace, before)[0]
 
 
-def _cut(web: WebTable, config: DownloadConfig, workspace: Workspace) -> tuple[DownloadPlan, dict[str, pa.Table]]:
+def _cut(
+    web: WebTable, config: DownloadConfig, workspace: Workspace, before: Sequence[str]
+) -> tuple[DownloadPlan, dict[str, pa.Table]]:
     """The plan, and the rows of the missing shards by name."""
     table = read_web_table(web)
     settings = settings_hash(config)
     uids, shards = _standing(workspace, settings)
     of_this_table = pc.is_in(uids, value_set=table["uid"].combine_chunks())
-    done = sorted(pc.unique(shards.filter(of_this_table)).to_pylist())
+    done = set(pc.unique(shards.filter(of_this_table)).to_pylist())
     missing = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
+    known = 0
+    if before:
+        seen, owners = find_urls(workspace, before, missing["url"])
+        done |= owners
+        known = pc.sum(seen).as_py() or 0
+        missing = missing.filter(pc.invert(seen))
     cuts = [missing.slice(start, config.rows_per_shard) for start in range(0, missing.num_rows, config.rows_per_shard)]
     named = {_shard_name(rows, settings): rows for rows in cuts}
-    return DownloadPlan(sorted(named), done, table.num_rows, missing.num_rows), named
+    return DownloadPlan(sorted(named), sorted(done), table.num_rows, missing.num_rows, known), named
 
 
 def _standing(workspace: Workspace, settings: str) -> tuple[pa.Array, pa.Array]:
@@ -143,12 +162,17 @@ def _shard_name(rows: pa.Table, settings: str) -> str:
 
 
 def download_shard(
-    workspace: Workspace, name: str, config: DownloadConfig, progress: Progress | None = None
+    workspace: Workspace,
+    name: str,
+    config: DownloadConfig,
+    progress: Progress | None = None,
+    before: Sequence[str] = (),
 ) -> ShardSummary:
     """Fetches the rows that plan_shards put into the shard `name`; does nothing where the shard stands.
 
     Args:
         progress: is told about once a second how many images have arrived so far.
+        before: the shards that stood when the round began; an image that one of them has fails as duplicate_image.
 
     Raises:
         DownloadError: there is no plan of that name with these settings, img2dataset did not run, or every single
@@ -162,7 +186,7 @@ def download_shard(
         with temporary_folder(workspace.root / TEMPORARY, name) as folder:
             answers = _fetch(_web_urls(rows), folder, config, progress)
             _check_answers(name, answers)
-            groups = _groups(rows, answers, config)
+            groups = _groups(rows, answers, config, known_images(workspace, before))
             write_shard(target, groups, settings_hash(config), rows.num_rows)
     plan.unlink(missing_ok=True)
     return _summary(name, target, time.monotonic() - started, skipped)
@@ -226,14 +250,16 @@ def _check_answers(name: str, answers: dict[str, Fetched]) -> None:
         )
 
 
-def _groups(rows: pa.Table, answers: dict[str, Fetched], config: DownloadConfig) -> Iterator[pa.Table]:
+def _groups(
+    rows: pa.Table, answers: dict[str, Fetched], config: DownloadConfig, known: KnownImages
+) -> Iterator[pa.Table]:
     """The shard's row groups, decoded one after the other so that memory stays bounded."""
     with ThreadPoolExecutor(config.processes or os.cpu_count() or 1) as pool:
         for start in range(0, rows.num_rows, ROW_GROUP_ROWS):
             group = rows.slice(start, ROW_GROUP_ROWS)
             urls = _web_urls(group)
             images = dict(zip(urls, pool.map(lambda url: _image(answers[url], config), urls), strict=True))
-            yield pa.Table.from_pylist([_row(row, images) for row in group.to_pylist()], schema=SHARD_SCHEMA)
+            yield pa.Table.from_pylist([_row(row, images, known) for row in group.to_pylist()], schema=SHARD_SCHEMA)
 
 
 def _image(answer: Fetched, config: DownloadConfig) -> StoredImage | str:
@@ -246,18 +272,21 @@ def _image(answer: Fetched, config: DownloadConfig) -> StoredImage | str:
         return error.reason
 
 
-def _row(row: dict[str, Any], images: dict[str, StoredImage | str]) -> dict[str, Any]:
+def _row(row: dict[str, Any], images: dict[str, StoredImage | str], known: KnownImages) -> dict[str, Any]:
     result = {"uid": row["uid"], "url": row["url"], "caption": row["caption"]}
     image = _refusal(row["url"], row["duplicate"]) or images[row["url"].strip()]
     if isinstance(image, str):
         return result | {"status": "failed", "reason": image}
+    sha256 = hashlib.sha256(image.data).hexdigest()
+    if sha256 in known:
+        return result | {"status": "failed", "reason": "duplicate_image"}
     return result | {
         "status": "ok",
         "width": image.width,
         "height": image.height,
         "original_width": image.original_width,
         "original_height": image.original_height,
-        "sha256": hashlib.sha256(image.data).hexdigest(),
+        "sha256": sha256,
         "image": image.data,
     }
 

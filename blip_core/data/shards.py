@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip_core import stores
 from blip_core.errors import ShardError
 from blip_core.files import atomic_file
 
@@ -18,6 +19,8 @@ ROW_GROUP_ROWS = 1_000
 # What is read at once where a shard is not read whole; its compressed bytes come through a buffer.
 ROWS_AT_ONCE = 64
 BUFFER_BYTES = 2**20
+# What is fetched from a store at once where images are read one after the other.
+IMAGES_AHEAD = 2**23
 
 SCHEMA_KEY = "capfilt.schema"
 SETTINGS_KEY = "capfilt.settings"
@@ -61,6 +64,7 @@ REASONS = {
     "unreadable": "the image is malformed",
     "too_large": "the image has more pixels than max_pixels",
     "too_small": "a side of the image is shorter than min_side",
+    "duplicate_image": "a shard that stood when the round began has the same image",
 }
 
 
@@ -68,8 +72,8 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, or those columns of it. Raises ShardError, naming the file, as check_part does."""
     check_part(path, SHARD_VERSION)
     try:
-        table = pq.read_table(path, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(stores.readable(path), columns=columns, partitioning=None)
+    except stores.errors(pa.ArrowException) as error:
         raise _torn(path, error) from error
     _check_columns(path, table.schema, columns if columns is not None else SHARD_SCHEMA.names)
     return table
@@ -79,11 +83,12 @@ def iterate_shard(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Those columns of a shard, some rows at a time; holds a small part of it. Raises ShardError as read_shard does."""
     check_part(path, SHARD_VERSION)
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
+        file = stores.readable(path, IMAGES_AHEAD if "image" in columns else stores.READ_AHEAD)
+        with pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet:
             schema = pa.schema([field for field in parquet.schema_arrow if field.name in columns])
             _check_columns(path, schema, columns)
             yield from parquet.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+    except stores.errors(pa.ArrowException) as error:
         raise _torn(path, error) from error
 
 
@@ -94,10 +99,10 @@ def check_part(path: Path, schema_name: str) -> dict[str, str]:
         ShardError: the file is missing, torn, or its `capfilt.schema` is not `schema_name`.
     """
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        metadata = pq.read_metadata(stores.readable(path)).metadata or {}
     except FileNotFoundError as error:
         raise ShardError(f"{path}: not found; a part of schema {schema_name} should stand there") from error
-    except (OSError, pa.ArrowException) as error:
+    except stores.errors(pa.ArrowException) as error:
         raise _torn(path, error) from error
     values = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"capfilt.")}
     if values.get(SCHEMA_KEY) != schema_name:
