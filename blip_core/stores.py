@@ -54,6 +54,11 @@ def located(address: str | Path) -> Path:
     return cast(Path, path)
 
 
+def is_url(address: str | Path) -> bool:
+    """Whether an address has a scheme, as that of a store's path always has."""
+    return SEPARATOR in str(address)
+
+
 def is_remote(path: str | Path) -> bool:
     """Whether a path is an object store's."""
     return not isinstance(path, (str, Path))

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from blip_core import stores
 from blip_core.corpus.schemas import (
     ANNOTATION_SCHEMA,
     ANNOTATION_VERSION,
@@ -188,7 +189,7 @@ def standing_fingerprint(target: Path) -> str | None:
 def read_summary(target: Path, skipped: bool) -> PublishSummary:
     """The summary of a corpus part, read back from the part itself."""
     metadata = check_part(target, CORPUS_VERSION)
-    counts = pq.read_table(target, columns=["source"])["source"].value_counts().to_pylist()
+    counts = pq.read_table(stores.readable(target), columns=["source"])["source"].value_counts().to_pylist()
     by_source = {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: count["values"])}
     rejected = int(metadata[REJECTED_KEY])
     return PublishSummary(target.stem, sum(by_source.values()), rejected, by_source, skipped)
@@ -196,7 +197,7 @@ def read_summary(target: Path, skipped: bool) -> PublishSummary:
 
 def _candidates(annotation: Path, shard: Path) -> pa.Table:
     """The annotations with width and height of their images (PREDICATE_SCHEMA), in the order of the part."""
-    rows = pq.read_table(annotation, schema=ANNOTATION_SCHEMA)
+    rows = pq.read_table(stores.readable(annotation), schema=ANNOTATION_SCHEMA)
     sizes = read_shard(shard, columns=["uid", "width", "height"])
     place = {uid: row for row, uid in enumerate(sizes["uid"].to_pylist())}
     try:

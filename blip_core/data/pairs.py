@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from blip_core import stores
+from blip_core.data.shards import IMAGES_AHEAD
 from blip_core.data.tables import PairTable
 from blip_core.errors import InputError, ShardError
 
@@ -60,7 +62,7 @@ class PairBatch(NamedTuple):
 
 def human_source(table: PairTable) -> PairSource:
     """The human pairs of a table."""
-    return PairSource(Path(table.path), table.image, table.caption)
+    return PairSource(stores.located(table.path), table.image, table.caption)
 
 
 def web_sources(shards: Sequence[Path]) -> list[PairSource]:
@@ -145,10 +147,10 @@ def _first_uid(shard: Path) -> str:
     return min(_read(shard, 0, ["uid"])["uid"].to_pylist(), default="")
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path, read_ahead: int = stores.READ_AHEAD) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
+        return pq.ParquetFile(stores.readable(path, read_ahead), buffer_size=BUFFER_BYTES, pre_buffer=False)
+    except stores.errors(pa.ArrowException) as error:
         raise ShardError(f"{path}: cannot be read as Parquet ({error})") from error
 
 
@@ -158,7 +160,7 @@ def _read(path: Path, group: int | None, columns: list[str]) -> pa.Table:
         groups = range(parquet.num_row_groups) if group is None else [group]
         try:
             return parquet.read_row_groups(groups, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+        except stores.errors(pa.ArrowException) as error:
             raise ShardError(f"{path}: row group {group or 0} cannot be read ({error})") from error
 
 
@@ -172,7 +174,7 @@ def _read_images(source: PairSource, group: int, rows: list[int]) -> list[bytes 
     """The images of some rows, ascending, of a row group. Others are passed over, and never held together."""
     images: list[bytes | None] = []
     start = 0
-    with _open(source.path) as parquet:
+    with _open(source.path, IMAGES_AHEAD) as parquet:
         try:
             batches = parquet.iter_batches(ROWS_AT_ONCE, [group], [source.image], use_threads=False)
             for batch in batches if rows else ():
@@ -180,7 +182,7 @@ def _read_images(source: PairSource, group: int, rows: list[int]) -> list[bytes 
                 wanted = rows[len(images) : bisect_left(rows, start + len(column))]
                 images += [column[row - start].as_py() for row in wanted]
                 start += len(column)
-        except (OSError, pa.ArrowException) as error:
+        except stores.errors(pa.ArrowException) as error:
             raise ShardError(f"{source.path}: row group {group} cannot be read ({error})") from error
     return images
 

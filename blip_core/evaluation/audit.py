@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip_core import stores
 from blip_core.corpus.schemas import EMPTY_TEXT
 from blip_core.errors import InputError
 from blip_core.scenes.grammar import is_right
@@ -99,8 +100,8 @@ def audit(workspace: Workspace, round: int, truth: Path) -> dict[str, Any]:
 def _read_truth(path: Path) -> dict[str, tuple[str, dict[str, Any] | None]]:
     """Kind and scene by uid."""
     try:
-        table = pq.read_table(path, columns=["uid", "kind", "scene"])
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(stores.readable(path), columns=["uid", "kind", "scene"])
+    except stores.errors(pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"truth {path}: not a Parquet table with uid, kind and scene ({reason})") from error
     rows = zip(*(table[name].to_pylist() for name in ("uid", "kind", "scene")), strict=True)
@@ -110,7 +111,8 @@ def _read_truth(path: Path) -> dict[str, tuple[str, dict[str, Any] | None]]:
 def _verdicts(folder: Path, known: dict[str, tuple[str, dict[str, Any] | None]], extra: list[str]) -> Iterator[Verdict]:
     """The verdict on every row of a folder's parts whose image could be read."""
     for part in sorted(folder.glob("*.parquet")):
-        for row in pq.read_table(part, columns=["uid", "text", "source", "itm_score", *extra]).to_pylist():
+        rows = pq.read_table(stores.readable(part), columns=["uid", "text", "source", "itm_score", *extra])
+        for row in rows.to_pylist():
             if row.get("reason") in (None, EMPTY_TEXT):
                 right = _is_right(row["source"], row["text"], *known.get(row["uid"], (None, None)))
                 yield Verdict(row["source"], right, row["itm_score"])

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from blip_core.copies import local_copy
 from blip_core.errors import CheckpointError, ConfigError, WorkspaceError
 from blip_core.files import atomic_folder, read_json, write_json
 from blip_core.med.foreign import EXPECTED, Stored, locate, read_release, read_transformers
@@ -45,7 +46,7 @@ def save_med(folder: Path, med: MED, architecture: Architecture, tokenizer: Toke
         folder: its final name; a checkpoint that stands there is replaced.
         origin: what made it (JSON-like): settings, data, seed, fingerprint. Kept in config.json.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, marker=CONFIG) as temporary:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in med.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
         tokenizer.save(temporary)
@@ -64,7 +65,8 @@ def load_med(
     """Reads a checkpoint: of this project, of transformers' BLIP, or of the original release.
 
     Args:
-        source: a folder; a .pth file of the release; or a name on the hub (owner/name), whose files are fetched.
+        source: a folder; a .pth file of the release; either of them in an object store, or a name on the hub
+            (owner/name), whose files are fetched.
         image_size: side of the images to come, in pixels; positions are interpolated to it. None: the checkpoint's.
         tokenizer: a folder or name that replaces the checkpoint's own; the release's files have none, and are read
             with bert-base-uncased if nothing else is given.
@@ -91,7 +93,7 @@ def read_checkpoint_config(source: str | Path, face: Face | None = None) -> dict
     """
     path = locate(source)
     own = _own_config(path)
-    config = own if own is not None else _read_foreign(path)[1]
+    config = own if own is not None else _read_foreign(local_copy(path))[1]
     _check_face(source, config["faces"], face)
     return config
 
@@ -106,7 +108,7 @@ def _description(architecture: Architecture, faces: tuple[Face, ...], vocabulary
 
 
 def _read(source: str | Path) -> tuple[Stored, dict[str, Any]]:
-    path = locate(source)
+    path = local_copy(locate(source))
     config = _own_config(path)
     return _read_foreign(path) if config is None else (_read_own(path, config), config)
 

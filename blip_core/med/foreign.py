@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BlipConfig
 
+from blip_core import stores
 from blip_core.errors import CheckpointError
 from blip_core.med.med import INITIAL_TEMPERATURE, PRESETS, Architecture
 from blip_core.med.names import NameTable, to_ours
@@ -70,14 +71,16 @@ def is_hub_name(source: str) -> bool:
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder or file of a source, fetched from the hub if need be: the files that are needed, no others.
+    """The folder or file of a source, fetched from the hub if need be: the files that are needed, no others.
 
-    Raises CheckpointError where there is no such thing, or no network.
+    What lies in an object store stays there. Raises CheckpointError where there is no such thing, or no network.
     """
     if is_hub_name(str(source)):
         return _fetch(str(source))
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = stores.located(source) if stores.is_url(source) else Path(source).expanduser()
+    with stores.reaching(f"checkpoint {path}"):
+        found = path.exists()
+    if not found:
         raise CheckpointError(f"checkpoint {path}: not found; {EXPECTED}")
     return path
 

@@ -20,6 +20,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from blip_core import stores
+from blip_core.copies import local_copy
 from blip_core.errors import CheckpointError, InputError
 from blip_core.med.weights import first_line
 from blip_core.settings import Settings, setting
@@ -152,6 +154,8 @@ def _folder(source: str | Path) -> Path:
 
     They are fetched first, and then read: transformers would ask a missing network over and over.
     """
+    if stores.is_url(source):
+        return local_copy(stores.located(source))
     if Path(source).is_dir():
         return Path(source)
     try:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 
 from blip_core.errors import TrainingError
+from blip_core.files import append_text, make_folder
 from blip_core.training.recipe import TrainConfig
 
 OBJECTIVES = ("itc", "itm", "lm")
@@ -72,7 +73,7 @@ class MetricsLog:
     def __init__(self, path: Path, model: str, start: int) -> None:
         self.path = path
         self.model = model
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         kept = [row for row in self._rows() if row["step"] <= start] if start else []
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
@@ -92,8 +93,7 @@ class MetricsLog:
             **{objective: losses.get(objective) for objective in OBJECTIVES},
             **measured._asdict(),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_text(self.path, json.dumps(row) + "\n")
 
 
 def check_trackers(config: TrainConfig) -> None:

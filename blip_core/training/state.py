@@ -5,7 +5,6 @@ Safetensors and JSON in a folder of the step, written in one atomic step before 
 save: each step seeds itself.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from blip_core.copies import local_copy
 from blip_core.errors import TrainingError
-from blip_core.files import atomic_folder, read_json, write_json
+from blip_core.files import atomic_folder, read_json, remove_folder, write_json
 from blip_core.training import parallel, processes
 
 TENSORS, STEP = "state.safetensors", "state.json"
@@ -44,12 +44,12 @@ class TrainingState:
         if not processes.is_first():
             return
         target = self.folder / f"{saved.step:09d}"
-        with atomic_folder(target) as temporary:
+        with atomic_folder(target, marker=STEP) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
             write_json(temporary / STEP, {**saved._asdict(), "fingerprint": self.fingerprint})
         for older in self.folder.iterdir():
             if older != target:
-                shutil.rmtree(older, ignore_errors=True)
+                remove_folder(older)
 
     def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Saved | None:
         """Puts the last saved state of the same training into model and optimiser; None where there is none."""
@@ -70,13 +70,13 @@ class TrainingState:
 
     def _tensors(self, path: Path) -> dict[str, Tensor]:
         try:
-            return load_file(path)
+            return load_file(local_copy(path))
         except (SafetensorError, OSError) as error:
             raise TrainingError(f"{path}: torn ({error}); remove {self.folder} to start anew") from error
 
     def remove(self) -> None:
         """Takes the states away: the training is over."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

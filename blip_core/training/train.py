@@ -18,6 +18,7 @@ from blip_core.data.pairs import PairBatch
 from blip_core.data.stream import PairStream, merge_positions
 from blip_core.errors import TrainingError
 from blip_core.med.lm import predicted
+from blip_core.stores import scratch_folder
 from blip_core.training import parallel, processes
 from blip_core.training.metrics import ITMWatch, Measured, MetricsLog, check_trackers, start_trackers
 from blip_core.training.objectives import Batch, Objective, Step
@@ -53,7 +54,9 @@ def train(
     a number or the saved state is torn.
     """
     check_trackers(config)
-    accelerator = parallel.new_accelerator(log_with=list(config.trackers) or None, project_dir=str(metrics.parent))
+    accelerator = parallel.new_accelerator(
+        log_with=list(config.trackers) or None, project_dir=str(scratch_folder(metrics.parent))
+    )
     model = parallel.distribute(objective, config, accelerator)
     model.train()
     optimizer = torch.optim.AdamW(
