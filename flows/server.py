@@ -49,8 +49,8 @@ def local_server(workspace: Workspace, verbose: bool = False) -> Iterator[str]:
         _send_what_waits()
         return
     home = workspace.prefect_home
-    home.mkdir(exist_ok=True)
-    with _only_one(home), _child_server(home) as api:
+    home.mkdir(parents=True, exist_ok=True)
+    with _only_one(workspace), _child_server(home) as api:
         _close_dead_runs(api)
         started = datetime.now(UTC)
         yield api
@@ -107,14 +107,14 @@ def check_answers(api: str) -> None:
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Holds the workspace's lock, which the kernel frees when this process ends, however it ends."""
-    with (home / "lock").open("a+") as lock:
+def _only_one(workspace: Workspace) -> Iterator[None]:
+    """Holds the workspace's lock of this machine, which the kernel frees when this process ends, however it ends."""
+    with (workspace.prefect_home / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkspaceError(
-                f"workspace {home.parent}: another capfilt run is at work here; wait until it ends, "
+                f"workspace {workspace.root}: another capfilt run is at work here; wait until it ends, "
                 "or let both use one Prefect server (PREFECT_API_URL)"
             ) from error
         yield

@@ -1,7 +1,7 @@
 """The DuckDB catalog: views over the workspace's files, so that a question about the corpus is one SELECT.
 
 The catalog holds no data. Its paths are relative to the workspace, so any DuckDB client that is started in
-that folder can open it, and it stands in place of the last one in one atomic step.
+that folder can open it, and it stands in place of the last one in one atomic step. In an object store they are URLs.
 """
 
 # ruff: noqa: S608  (a view cannot take parameters; every value that is put into it is quoted, or a number of ours)
@@ -13,8 +13,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from blip_core import stores
 from blip_core.corpus.rounds import ROUND_NUMBERS, look_up, promoted_round, round_states
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, COLUMN_MEANINGS, CORPUS_SCHEMA
+from blip_core.corpus.sql import let_reach
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.files import atomic_file, read_json
 from blip_core.workspace import Workspace
@@ -59,8 +61,12 @@ def build_catalog(workspace: Workspace) -> Path:
     """
     with atomic_file(workspace.catalog) as temporary, duckdb.connect(temporary) as connection:
         # The views are bound while they are made, from wherever this process runs.
-        connection.execute(f"SET file_search_path = {quoted(str(workspace.root))}")
-        create_views(connection, workspace, folder="")
+        if stores.is_remote(workspace.root):
+            let_reach(connection, workspace.root)
+            create_views(connection, workspace, folder=f"{workspace.root}/")
+        else:
+            connection.execute(f"SET file_search_path = {quoted(str(workspace.root))}")
+            create_views(connection, workspace, folder="")
     return workspace.catalog
 
 

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from blip_core.corpus.catalog import VIEW_MEANINGS, create_views
-from blip_core.corpus.sql import nodes, one_line, syntax_tree
+from blip_core.corpus.sql import let_reach, nodes, one_line, syntax_tree
 from blip_core.errors import QueryError
 from blip_core.workspace import Workspace
 
@@ -40,6 +40,7 @@ def run_query(workspace: Workspace, sql: str) -> pa.Table:
     with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
         try:
             check_statement(connection, sql)
+            let_reach(connection, workspace.root)
             create_views(connection, workspace, folder=f"{workspace.root}/")
             _lock(connection, workspace, spill)
             return connection.sql(sql).to_arrow_table()

@@ -1,10 +1,22 @@
-"""What the predicate and the query share: reading SQL as a tree, and DuckDB's errors in one line."""
+"""What all that asks DuckDB shares: how it reaches a store, SQL as a tree, and its errors in one line."""
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
+
+from blip_core import stores
+
+
+def let_reach(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """Lets a connection read the files of a store, through the store's own client and without any extension.
+
+    DuckDB goes by the scheme of a path, so that it reaches whatever the client may read.
+    """
+    if stores.is_remote(root):
+        connection.register_filesystem(stores.filesystem(root))
 
 
 def one_line(error: duckdb.Error) -> str:

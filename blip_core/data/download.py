@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from blip_core import stores
 from blip_core.data.fetch import Fetched, Fetcher, Progress, fetch_urls, remove_left_folders, temporary_folder
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
 from blip_core.data.known import KnownImages, find_urls, known_images
@@ -107,7 +108,7 @@ def plan_shards(
         InputError: the table cannot be used.
         ShardError: a shard of the workspace is torn.
     """
-    remove_left_folders(workspace.root / TEMPORARY)
+    remove_left_folders(workspace.scratch / TEMPORARY)
     plan, missing = _cut(web, config, workspace, before)
     for name, rows in missing.items():
         with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
@@ -183,7 +184,7 @@ def download_shard(
     skipped = target.exists()
     if not skipped:
         rows = _read_plan(plan, name, config)
-        with temporary_folder(workspace.root / TEMPORARY, name) as folder:
+        with temporary_folder(workspace.scratch / TEMPORARY, name) as folder:
             answers = _fetch(_web_urls(rows), folder, config, progress)
             _check_answers(name, answers)
             groups = _groups(rows, answers, config, known_images(workspace, before))
@@ -194,8 +195,8 @@ def download_shard(
 
 def _read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
     try:
-        rows = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        rows = pq.read_table(stores.readable(path), partitioning=None)
+    except stores.errors(pa.ArrowException) as error:
         raise DownloadError(f"shard {name}: {path} is no plan of a shard ({error}); plan the shards again") from error
     if (rows.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() != settings_hash(config):
         raise DownloadError(f"shard {name}: was planned with other download settings; plan the shards again")

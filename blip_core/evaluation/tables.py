@@ -11,8 +11,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip_core import stores
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
 from blip_core.corpus.selection import WHERE_KEY
+from blip_core.corpus.sql import let_reach
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.workspace import Workspace
 
@@ -41,6 +43,7 @@ class RoundTables:
             "corpus": (paths.corpus, CORPUS_SCHEMA),
         }
         with duckdb.connect() as connection:
+            let_reach(connection, workspace.root)
             for name, (folder, schema) in folders.items():
                 parts = [str(part) for part in sorted(folder.glob("*.parquet"))]
                 if parts:
@@ -90,10 +93,19 @@ class RoundTables:
     def predicate(self) -> str | None:
         """The predicate that the round was published with; None where nothing is published."""
         for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):
-            metadata = pq.read_schema(part).metadata or {}
+            metadata = pq.read_schema(stores.readable(part)).metadata or {}
             if WHERE_KEY.encode() in metadata:
                 return metadata[WHERE_KEY.encode()].decode()
         return None
+
+    def kept_noise(self) -> tuple[float | None, tuple[str, ...]]:
+        """1 - the mean itm_score of the web and synthetic texts that were kept, and whose scores these are.
+
+        None where none were kept.
+        """
+        query = "SELECT 1 - avg(itm_score), list(DISTINCT \"filter\") FROM corpus WHERE source <> 'human'"
+        ((noise, filters),) = self._rows(query)
+        return noise, tuple(sorted(filters or ()))
 
     def score_bins(self, source: str) -> list[int]:
         """Candidates of a source in each of 40 equal bins of itm_score from 0 to 1."""
@@ -122,7 +134,9 @@ class RoundTables:
             path = self.workspace.shard(shard)
             uids = [uid for other, uid in wanted if other == shard]
             if path.exists():
-                rows = pq.read_table(path, columns=["uid", "image"], filters=[("uid", "in", uids)]).to_pylist()
+                rows = pq.read_table(
+                    stores.readable(path), columns=["uid", "image"], filters=[("uid", "in", uids)]
+                ).to_pylist()
                 found |= {row["uid"]: row["image"] for row in rows if row["image"]}
         return found
 
