@@ -1,6 +1,5 @@
 """The round's report: the HTML file, and artifacts for those who watch in Prefect's UI."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +11,12 @@ from prefect.cache_policies import NO_CACHE
 from blip_core.config import BootstrapConfig
 from blip_core.evaluation import report
 from blip_core.evaluation.charts import score_histogram
-from blip_core.evaluation.pictures import thumbnail
+from blip_core.evaluation.pictures import sheet
 from blip_core.evaluation.tables import GRIDS, RoundTables
 from tasks.artifacts import show_markdown, show_table
 from tasks.workplace import add_seconds, round_of, workspace_of
 
 _PICTURES = 8
-_PICTURES_A_ROW = 4
-_PICTURE_SIDE = 128
 
 
 @task(name="write-report", task_run_name="write-report", cache_policy=NO_CACHE)
@@ -66,11 +63,15 @@ def show_scores(config: BootstrapConfig) -> None:
 @task(name="show-pictures", task_run_name="show-pictures", cache_policy=NO_CACHE)
 def show_pictures(config: BootstrapConfig) -> None:
     """The best kept, the worst kept and the best rejected pairs, with their pictures."""
+    if page := pictures_page(config):
+        show_markdown("round-pictures", page, f"Kept and rejected pairs of round {config.round}")
+
+
+def pictures_page(config: BootstrapConfig) -> str:
+    """The same as markdown, the pictures in it; empty where nothing has been scored."""
     with RoundTables.open(workspace_of(config), config.round) as tables:
         grids = {name: tables.grid(name, _PICTURES) for name in GRIDS}
-    page = "\n\n".join(_grid(name, rows) for name, rows in grids.items() if rows)
-    if page:
-        show_markdown("round-pictures", page, f"Kept and rejected pairs of round {config.round}")
+    return "\n\n".join(_grid(name, rows) for name, rows in grids.items() if rows)
 
 
 def _place(config: BootstrapConfig) -> str:
@@ -116,22 +117,8 @@ def _table(head: list[str], rows: Iterator[list[str]]) -> str:
 
 
 def _grid(name: str, rows: list[dict[str, Any]]) -> str:
-    """A heading, and under each row of pictures their texts, who wrote them, and the Filter's score."""
-    lines: list[list[str]] = []
-    for start in range(0, len(rows), _PICTURES_A_ROW):
-        row = rows[start : start + _PICTURES_A_ROW]
-        rest = [""] * (_PICTURES_A_ROW - len(row))
-        lines.append([f"![{pair['source']}]({thumbnail(pair['image'], _PICTURE_SIDE)})" for pair in row] + rest)
-        lines.append([f"{plain(pair['text'])} ({pair['source']}, {pair['itm_score']:.3f})" for pair in row] + rest)
-    head, *body = lines
-    table = [head, [":---"] * _PICTURES_A_ROW, *body]
     title = name.replace("_", " ").capitalize()
-    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in table)
-
-
-def plain(text: str) -> str:
-    """A text from the web as markdown that shows it letter by letter: no link, picture or markup of its own."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+    return f"## {title}\n\n![{title}]({sheet(rows)})"
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:

@@ -79,7 +79,7 @@ def loss_curve(model: str, lines: Sequence[Mapping[str, Any]]) -> str:
         axes = figure.add_subplot()
         _panel(axes, model, lines)
         axes.set(xlabel="step", ylabel="loss")
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside upper right", ncols=len(COLOURS))
         return _picture(figure)
 
 

@@ -96,7 +96,7 @@ def test_the_round_is_shown_in_the_ui_as_a_table_and_as_pictures(finished: Boots
     assert numbers is not None
     assert '"filter_auc"' in numbers.data
     assert pictures is not None
-    assert "](data:image/jpeg;base64," in pictures.data
+    assert "](data:image/svg+xml;base64," in pictures.data
 
 
 def test_clean_makes_a_corpus_with_given_models_and_trains_nothing(
