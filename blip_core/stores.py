@@ -9,10 +9,13 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
 
 from blip_core.errors import WorkspaceError
 
@@ -24,6 +27,9 @@ OPTIONS: dict[str, dict[str, Any]] = {"s3": {"default_block_size": 5 * 2**20}}
 READ_AHEAD = 2**18
 # Two writers of one small file collide rarely; so many in a row are no chance.
 CHANGE_TRIES, CHANGE_SECONDS = 60, 0.5
+AT_A_TIME = 16
+
+Value = TypeVar("Value")
 
 
 def located(address: str | Path) -> Path:
@@ -67,6 +73,24 @@ def is_remote(path: str | Path) -> bool:
 def filesystem(path: Path) -> Any:
     """The fsspec file system of an object store's path."""
     return cast(Any, path).fs
+
+
+def snapshot(path: Path) -> Any:
+    """The same file system with its listings kept from now on, for a reader that asks for every file over and over."""
+    upath = cast(Any, path)
+    kept = fsspec.filesystem(upath.protocol, **{**upath.storage_options, "use_listings_cache": True})
+    kept.invalidate_cache()
+    return kept
+
+
+def each(paths: Iterable[Path], function: Callable[[Path], Value]) -> Iterator[Value]:
+    """What the function makes of each path, in their order; of a store's, many at a time, for each is waited for."""
+    paths = list(paths)
+    if not any(is_remote(path) for path in paths):
+        yield from map(function, paths)
+        return
+    with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="store") as pool:
+        yield from pool.map(function, paths)
 
 
 def key(path: Path) -> str:

@@ -11,12 +11,12 @@ from blip_core import stores
 
 
 def let_reach(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
-    """Lets a connection read the files of a store, through the store's own client and without any extension.
+    """Lets a connection read the files of a store as they are now, through the store's own client and no extension.
 
-    DuckDB goes by the scheme of a path, so that it reaches whatever the client may read.
+    DuckDB goes by the scheme of a path alone: it reaches whatever the client may read.
     """
     if stores.is_remote(root):
-        connection.register_filesystem(stores.filesystem(root))
+        connection.register_filesystem(stores.snapshot(root))
 
 
 def one_line(error: duckdb.Error) -> str:

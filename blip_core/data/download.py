@@ -29,7 +29,6 @@ from blip_core.data.shards import (
     SETTINGS_KEY,
     SHARD_SCHEMA,
     SHARD_VERSION,
-    check_part,
     read_shard,
     write_shard,
 )
@@ -150,11 +149,11 @@ def _cut(
 def _standing(workspace: Workspace, settings: str) -> tuple[pa.Array, pa.Array]:
     """The uids in shards of these settings, and for each the name of its shard."""
     uids, shards = [pa.array([], pa.string())], [pa.array([], pa.string())]
-    for path in workspace.shard_paths():
-        if check_part(path, SHARD_VERSION).get(SETTINGS_KEY) == settings:
-            column = read_shard(path, ["uid"])["uid"].combine_chunks()
-            uids.append(column)
-            shards.append(pa.repeat(path.stem, len(column)))
+    paths = workspace.shard_paths()
+    for path, table in zip(paths, stores.each(paths, lambda path: read_shard(path, ["uid"])), strict=True):
+        if (table.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() == settings:
+            uids.append(table["uid"].combine_chunks())
+            shards.append(pa.repeat(path.stem, table.num_rows))
     return pa.concat_arrays(uids), pa.concat_arrays(shards)
 
 

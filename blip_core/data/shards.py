@@ -69,10 +69,14 @@ REASONS = {
 
 
 def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a shard, or those columns of it. Raises ShardError, naming the file, as check_part does."""
-    check_part(path, SHARD_VERSION)
+    """The rows of a shard, or those columns of it, with its metadata. Raises ShardError as check_part does."""
     try:
-        table = pq.read_table(stores.readable(path), columns=columns, partitioning=None)
+        with pq.ParquetFile(stores.readable(path)) as parquet:
+            _check_schema(path, parquet.metadata, SHARD_VERSION)
+            table = parquet.read(columns)
+            table = table if columns is None else table.select([name for name in columns if name in table.schema.names])
+    except FileNotFoundError as error:
+        raise _missing(path, SHARD_VERSION) from error
     except stores.errors(pa.ArrowException) as error:
         raise _torn(path, error) from error
     _check_columns(path, table.schema, columns if columns is not None else SHARD_SCHEMA.names)
@@ -99,11 +103,15 @@ def check_part(path: Path, schema_name: str) -> dict[str, str]:
         ShardError: the file is missing, torn, or its `capfilt.schema` is not `schema_name`.
     """
     try:
-        metadata = pq.read_metadata(stores.readable(path)).metadata or {}
+        return _check_schema(path, pq.read_metadata(stores.readable(path)), schema_name)
     except FileNotFoundError as error:
-        raise ShardError(f"{path}: not found; a part of schema {schema_name} should stand there") from error
+        raise _missing(path, schema_name) from error
     except stores.errors(pa.ArrowException) as error:
         raise _torn(path, error) from error
+
+
+def _check_schema(path: Path, parquet: pq.FileMetaData, schema_name: str) -> dict[str, str]:
+    metadata = parquet.metadata or {}
     values = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"capfilt.")}
     if values.get(SCHEMA_KEY) != schema_name:
         found = values.get(SCHEMA_KEY, "no schema name at all")
@@ -134,6 +142,10 @@ def write_shard(path: Path, groups: Iterable[pa.Table], settings: str, rows: int
                 written += group.num_rows
         if written != rows:
             raise ShardError(f"{path}: {rows} rows came in and {written} would go out; nothing was written")
+
+
+def _missing(path: Path, schema_name: str) -> ShardError:
+    return ShardError(f"{path}: not found; a part of schema {schema_name} should stand there")
 
 
 def _torn(path: Path, error: Exception) -> ShardError:

@@ -1,5 +1,6 @@
 """What the report reads of a round: its parts as DuckDB tables, counted, binned and ranked in SQL."""
 
+import glob
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,9 @@ class RoundTables:
             let_reach(connection, workspace.root)
             for name, (folder, schema) in folders.items():
                 parts = [str(part) for part in sorted(folder.glob("*.parquet"))]
-                if parts:
+                if parts and stores.is_remote(folder):
+                    connection.read_parquet(f"{glob.escape(str(folder))}/*.parquet").create_view(name)
+                elif parts:
                     connection.read_parquet(parts).create_view(name)
                 else:
                     connection.register(name, schema.empty_table())
