@@ -8,6 +8,7 @@ CapfiltError                a failure that names its cause                     (
 ├── DownloadError           a shard could not be fetched at all
 ├── CheckpointError         a checkpoint is missing, torn or of another shape
 ├── TrainingError           training cannot start or has diverged
+├── RoundRejected           a round was made and judged, and may not be promoted
 └── QueryError              a SQL statement or predicate that cannot or may not run
 
 A message names the thing, says what was found and what would be right. The command line prints it as
@@ -49,6 +50,10 @@ class CheckpointError(CapfiltError):
 
 class TrainingError(CapfiltError):
     """Training cannot start, or its loss is no longer a number."""
+
+
+class RoundRejected(CapfiltError):
+    """A round was made and judged, and may not be promoted."""
 
 
 class QueryError(CapfiltError):

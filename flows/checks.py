@@ -13,6 +13,7 @@ from blip_core.med.text_transformer import Face
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.workspace import Workspace
 from tasks.models import device
+from tasks.next_round import preview_round
 from tasks.workplace import captioner_source, filter_source, human_pairs, tokenizer_source, workspace_of
 
 Check = Callable[[BootstrapConfig], None]
@@ -74,8 +75,18 @@ def _both_given(config: BootstrapConfig) -> None:
         )
 
 
+def _next_round(config: BootstrapConfig) -> None:
+    """The human pairs where the next round trains anything, and the models where it trains none."""
+    plan = preview_round(config, Workspace.preview(config.workspace))
+    if plan.pretrains or plan.finetunes or config.rounds.retrain:
+        _human(config)
+    if not plan.finetunes:
+        _given_models(plan.config)
+
+
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "bootstrap": (_web, _human, _held_out, _predicate, _precision),
+    "re-bootstrap": (_precision, _predicate, _web, _human_if_given, _held_out, _next_round),
     # the models last: their files may have to be fetched
     "clean": (_both_given, _precision, _predicate, _web, _human_if_given, _given_models),
     "download": (_web,),

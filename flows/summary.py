@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blip_core.config import BootstrapConfig
@@ -109,6 +110,19 @@ def _numbers(report: dict[str, Any]) -> Table:
     for step, seconds in report["seconds"].items():
         table.add_row(f"seconds, {step}", f"{seconds:.1f}")
     return table
+
+
+def print_rounds_table(rounds: list[dict[str, Any]]) -> None:
+    """Prints a line for each round on stdout; noise is by the truth, or where that is not known by the Filter."""
+    table = Table()
+    for column in ("round", "state", "images", "texts kept", "noise", "text-to-image R@1", "BLEU-4", "CIDEr", "why"):
+        table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
+    for row in rounds:
+        noise = row["corpus_noise"] if row["corpus_noise"] is not None else row["estimated_noise"]
+        scores = [_fraction(value) for value in (noise, row["text_to_image_r1"], row["bleu4"], row["cider"])]
+        counts = [f"{row[name]:,}" for name in ("images", "kept")]
+        table.add_row(str(row["round"]), row["state"], *counts, *scores, escape(row["why"]))
+    Console(highlight=False).print(table)
 
 
 def _fraction(value: float | None) -> str:

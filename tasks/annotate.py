@@ -14,6 +14,7 @@ from blip_core.capfilt.annotate import (
     annotate_shards,
     standing_part,
 )
+from blip_core.capfilt.earlier import take_over_parts
 from blip_core.capfilt.reading import ShardJob, count_images
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
@@ -51,12 +52,32 @@ class AnnotationPlan:
 
 @task(name="plan-annotation", task_run_name="plan-annotation", cache_policy=NO_CACHE)
 def plan_annotation(config: BootstrapConfig) -> AnnotationPlan:
-    """Says which shards have no annotations of these models and settings yet."""
+    """Says which shards have no annotations of these models and settings yet, in this round or an earlier one."""
+    taken = take_over_annotations(config)
     plan = preview_annotation(config, workspace_of(config), shard_names(config))
+    over = f", {taken} of them taken over from earlier rounds" if taken else ""
     progress.say(
-        f"annotate: {plan.images} images in {len(plan.missing)} shards to annotate; {len(plan.standing)} shards stand"
+        f"annotate: {plan.images} images in {len(plan.missing)} shards to annotate; {len(plan.standing)} shards "
+        f"stand{over}"
     )
     return plan
+
+
+def take_over_annotations(config: BootstrapConfig) -> int:
+    """Takes over the parts that earlier rounds have of the same models and settings; returns how many."""
+    workspace = workspace_of(config)
+    earlier = [number for number in reversed(workspace.round_numbers()) if number < config.round]
+    if not earlier:
+        return 0
+    return take_over_parts(
+        [workspace.shard(name) for name in shard_names(config)],
+        workspace.round(config.round).annotations,
+        [workspace.round(number).annotations for number in earlier],
+        *model_digests(config),
+        config.annotate,
+        config.generation,
+        config.seed,
+    )
 
 
 def preview_annotation(config: BootstrapConfig, workspace: Workspace, names: Iterable[str]) -> AnnotationPlan:

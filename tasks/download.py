@@ -9,7 +9,7 @@ from blip_core.config import BootstrapConfig
 from blip_core.data import download
 from blip_core.errors import DownloadError
 from tasks import progress
-from tasks.workplace import add_seconds, workspace_of
+from tasks.workplace import add_seconds, shards_before, workspace_of
 
 
 def network_failed(task: Task, run: TaskRun, state: State) -> bool:
@@ -26,10 +26,11 @@ DOWNLOAD_TRIES = 4
 @task(name="plan-shards", task_run_name="plan-shards", cache_policy=NO_CACHE)
 def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
     """Groups the URL table's rows into shards and says which of them are missing."""
-    plan = download.plan_shards(config.web, config.download, workspace_of(config))
+    plan = download.plan_shards(config.web, config.download, workspace_of(config), shards_before(config))
+    known = f"; {plan.known_url} left out (known_url)" if plan.known_url else ""
     progress.say(
         f"download: {plan.rows} rows, {plan.missing} of them to fetch in {len(plan.names)} shards; {len(plan.done)} "
-        "shards stand"
+        f"shards stand{known}"
     )
     return plan
 
@@ -46,7 +47,11 @@ def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
 def download_shard(config: BootstrapConfig, name: str) -> download.ShardSummary:
     """Fetches the images of one shard over the network."""
     summary = download.download_shard(
-        workspace_of(config), name, config.download, lambda images: progress.at("download", name, images)
+        workspace_of(config),
+        name,
+        config.download,
+        lambda images: progress.at("download", name, images),
+        shards_before(config),
     )
     progress.at("download", name, summary.rows)
     if not summary.skipped:

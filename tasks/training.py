@@ -13,7 +13,7 @@ from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig
 from blip_core.training.run import TrainSummary
 from blip_core.training.train import Progress
-from tasks.workplace import add_seconds, human_pairs, round_of, workspace_of
+from tasks.workplace import add_seconds, finetune_start, human_pairs, round_of, workspace_of
 
 Training = Callable[[BootstrapConfig, Progress | None], TrainSummary]
 
@@ -70,14 +70,18 @@ def _captioner(config: BootstrapConfig, progress: Progress | None) -> TrainSumma
     current = round_of(config)
     sources = [human_source(human_pairs(config))]
     metrics = current.metrics / "captioner.jsonl"
-    return finetune_captioner(current.captioner, current.med, sources, config.captioner, config.seed, metrics, progress)
+    return finetune_captioner(
+        current.captioner, finetune_start(config), sources, config.captioner, config.seed, metrics, progress
+    )
 
 
 def _filter(config: BootstrapConfig, progress: Progress | None) -> TrainSummary:
     current = round_of(config)
     sources = [human_source(human_pairs(config))]
     metrics = current.metrics / "filter.jsonl"
-    return finetune_filter(current.filter, current.med, sources, config.filter, config.seed, metrics, progress)
+    return finetune_filter(
+        current.filter, finetune_start(config), sources, config.filter, config.seed, metrics, progress
+    )
 
 
 TRAININGS: dict[str, tuple[str, Training]] = {

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from blip_core.config import BootstrapConfig
+from blip_core.corpus.rounds import read_begun
 from blip_core.data.download import preview_plan
 from blip_core.data.tables import PairTable
 from blip_core.errors import ConfigError
@@ -37,11 +38,24 @@ def human_pairs(config: BootstrapConfig) -> PairTable:
     return config.human
 
 
+def shards_before(config: BootstrapConfig) -> list[str]:
+    """The shards that stood when `re-bootstrap` began the round; none for a round that it did not begin."""
+    begun = read_begun(round_of(config))
+    return [] if begun is None else begun.shards
+
+
 def shard_names(config: BootstrapConfig) -> list[str]:
-    """The shards of the workspace; in a trial of some rows of the table, those that hold such rows."""
+    """The shards of a round; in a trial of some rows of the table, those that hold such rows.
+
+    They are all that stand, or stood when `re-bootstrap` began the round after this one.
+    """
+    workspace = workspace_of(config)
+    following = read_begun(workspace.round(config.round + 1))
+    names = [path.stem for path in workspace.shard_paths()] if following is None else following.shards
     if config.web.limit is None:
-        return [path.stem for path in workspace_of(config).shard_paths()]
-    return preview_plan(config.web, config.download, workspace_of(config)).done
+        return names
+    done = set(preview_plan(config.web, config.download, workspace, shards_before(config)).done)
+    return [name for name in names if name in done]
 
 
 def captioner_source(config: BootstrapConfig) -> str | Path:
@@ -52,6 +66,14 @@ def captioner_source(config: BootstrapConfig) -> str | Path:
 def filter_source(config: BootstrapConfig) -> str | Path:
     """The given Filter, or else the round's own: a folder, a .pth file, or a name on the hub."""
     return config.checkpoints.filter or round_of(config).filter
+
+
+def finetune_start(config: BootstrapConfig) -> Path:
+    """The MED that the fine-tunings begin with: the round's own, or the one retrained on the round before it."""
+    begun = read_begun(round_of(config))
+    if begun is None or begun.promoted is None:
+        return round_of(config).med
+    return workspace_of(config).round(begun.promoted).retrained
 
 
 def tokenizer_source(config: BootstrapConfig, source: str | Path) -> str | None:

@@ -1,11 +1,16 @@
-"""Commands that read what a workspace holds: query, report."""
+"""Commands that read what a workspace holds, and say which round of it is shown."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.shared import print_json, show_rows
 from flows.options import Json
+
+if TYPE_CHECKING:
+    from blip_core.workspace import Workspace
+
+InWorkspace = Annotated[str, typer.Option("--workspace", help="The workspace.")]
 
 app = typer.Typer()
 
@@ -40,3 +45,49 @@ def report(
         print_json(build_report(opened, number))
     else:
         typer.echo(write_report(opened, number))
+
+
+@app.command()
+def rounds(workspace: InWorkspace = ".", json: Json = False) -> None:
+    """The rounds, what became of each, and their numbers."""
+    from blip_core.workspace import Workspace
+
+    print_rounds(Workspace.existing(workspace), json)
+
+
+def print_rounds(workspace: "Workspace", json: bool) -> None:
+    """Prints the rounds on stdout: all that is known of them as JSON, or for people."""
+    from blip_core.corpus.rounds import list_rounds
+    from flows.summary import print_rounds_table
+
+    listed = list_rounds(workspace)
+    print_json(listed) if json else print_rounds_table(listed)
+
+
+@app.command()
+def promote(
+    number: Annotated[int, typer.Argument(metavar="N", help="The round whose corpus is to be shown.", min=1)],
+    workspace: InWorkspace = ".",
+) -> None:
+    """Shows the corpus of another round, whatever its verdict."""
+    from blip_core.corpus.catalog import build_catalog
+    from blip_core.corpus.rounds import promote as promote_round
+    from blip_core.workspace import Workspace
+
+    opened = Workspace.existing(workspace)
+    promote_round(opened, number)
+    build_catalog(opened)
+    typer.echo(f"promote: the corpus is that of round {number}", err=True)
+
+
+@app.command()
+def rollback(workspace: InWorkspace = ".") -> None:
+    """Shows the corpus of the round that was promoted before."""
+    from blip_core.corpus.catalog import build_catalog
+    from blip_core.corpus.rounds import rollback as roll_back
+    from blip_core.workspace import Workspace
+
+    opened = Workspace.existing(workspace)
+    number = roll_back(opened)
+    build_catalog(opened)
+    typer.echo(f"rollback: the corpus is that of round {number}", err=True)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip_core.errors import ConfigError
+from blip_core.errors import ConfigError, RoundRejected
 from flows.commands.shared import load, print_json, print_report
 from flows.options import (
     SOURCES,
@@ -130,6 +130,31 @@ def clean(
     check_inputs("clean", loaded)
     run_flow("clean", loaded, verbose)
     print_json(clean_numbers(loaded)) if json else print_clean_summary(loaded)
+
+
+@app.command("re-bootstrap")
+def re_bootstrap(
+    config: ConfigFile,
+    workspace: WorkspaceOption = None,
+    seed: SeedOption = None,
+    settings: Settings = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """A new round from what is new on the web, promoted when it is no worse; the first one where nothing stands."""
+    loaded = load(config, settings, {"workspace": workspace, "seed": seed})
+    from blip_core.workspace import Workspace
+    from flows.checks import check_inputs
+    from flows.commands.corpus import print_rounds
+    from flows.run import run_flow
+
+    check_inputs("re-bootstrap", loaded)
+    try:
+        run_flow("re_bootstrap", loaded, verbose)
+    except RoundRejected:
+        print_rounds(Workspace.existing(loaded.workspace), json)
+        raise
+    print_rounds(Workspace.existing(loaded.workspace), json)
 
 
 @app.command()
