@@ -6,6 +6,7 @@ from blip_core.config import BootstrapConfig
 from flows.shards import over_shards, threads
 from tasks import progress
 from tasks.download import download_shard, plan_shards
+from tasks.warned import counted_warnings
 
 # The next shard's processes start while this one's last slow hosts are waited for.
 _WINDOW = 2
@@ -14,6 +15,7 @@ _WINDOW = 2
 @flow(name="download", task_runner=threads(_WINDOW))
 def download(config: BootstrapConfig) -> None:
     """Fetches the images of the URL table into shards; those that stand are not fetched again."""
-    plan = plan_shards(config)
-    progress.begin("download", plan.rows, plan.rows - plan.missing)
-    over_shards("download", download_shard, config, plan.names, _WINDOW)
+    with counted_warnings("download"):
+        plan = plan_shards(config)
+        progress.begin("download", plan.rows, plan.rows - plan.missing)
+        over_shards("download", download_shard, config, plan.names, _WINDOW)

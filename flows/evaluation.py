@@ -4,9 +4,11 @@ from prefect import flow
 
 from blip_core.config import BootstrapConfig
 from tasks.evaluation import evaluate_round
+from tasks.warned import counted_warnings
 
 
 @flow(name="evaluation")
 def evaluation(config: BootstrapConfig) -> None:
     """Measures retrieval and captioning of the trained models, and the noise of web and corpus."""
-    evaluate_round(config)
+    with counted_warnings("evaluation"):
+        evaluate_round(config)

@@ -5,6 +5,7 @@ from prefect import flow
 from blip_core.config import BootstrapConfig
 from flows.pool import in_pool
 from tasks.finetune import finetune_captioner, finetune_filter
+from tasks.warned import counted_warnings
 
 
 @flow(name="finetune")
@@ -12,5 +13,6 @@ def finetune(config: BootstrapConfig) -> None:
     """Fine-tunes the pre-trained MED twice: into the Captioner and into the Filter."""
     if in_pool("finetune", config):
         return
-    finetune_captioner(config)
-    finetune_filter(config)
+    with counted_warnings("finetune"):
+        finetune_captioner(config)
+        finetune_filter(config)

@@ -5,6 +5,7 @@ from prefect import flow
 from blip_core.config import BootstrapConfig
 from flows.pool import in_pool
 from tasks.pretrain import pretrain_med
+from tasks.warned import counted_warnings
 
 
 @flow(name="pretrain")
@@ -12,4 +13,5 @@ def pretrain(config: BootstrapConfig) -> None:
     """Pre-trains MED with ITC, ITM and LM on the shards and the human pairs."""
     if in_pool("pretrain", config):
         return
-    pretrain_med(config)
+    with counted_warnings("pretrain"):
+        pretrain_med(config)

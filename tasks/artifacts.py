@@ -30,6 +30,9 @@ PAUSES = (2.0, 5.0, 10.0, 20.0, 30.0)
 KEYS = {"annotate": "annotation-progress", "download": "download-progress"}
 KEYS |= {step: f"{step}-progress" for step in ("publish", "evaluation")}
 
+# Runs that come by the hundred; the run that hands them out shows the whole.
+UNSHOWN = ("annotate-batch",)
+
 Cell = str | int | None
 
 
@@ -41,6 +44,8 @@ class ArtifactDisplay:
 
     def show(self, step: str, done: int, total: int, note: str) -> None:
         """The artifact's key is `<step>-progress`, or `training-<model>` where a model is trained."""
+        if flow_run.flow_name in UNSHOWN:
+            return
         place = (flow_run.id or "", step)
         now = time.monotonic()
         if done < total and now - self._last.get(place, -UPDATE_SECONDS) < UPDATE_SECONDS:
@@ -120,8 +125,7 @@ def _write(artifact: ArtifactCreate, hurried: bool) -> None:
         failure = _try(artifact)
     if failure is not None:
         _shelf.silent_until = time.monotonic() + SILENT_SECONDS
-        reason = next(iter(str(failure).splitlines()), "") or type(failure).__name__
-        get_run_logger().warning("artifact %s was not written (%s); the work goes on", artifact.key, reason)
+        get_run_logger().warning("artifact %s was not written (%s); the work goes on", artifact.key, _reason(failure))
 
 
 def _try(artifact: ArtifactCreate) -> Exception | None:
@@ -136,6 +140,12 @@ def _try(artifact: ArtifactCreate) -> Exception | None:
     except (httpx.HTTPError, PrefectException) as failure:
         return failure
     return None
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, httpx.HTTPStatusError):
+        return f"the server answered {failure.response.status_code} {failure.response.reason_phrase}"
+    return str(failure) or type(failure).__name__
 
 
 def _is_ours(failure: Exception) -> bool:

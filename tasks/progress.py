@@ -4,6 +4,7 @@ Tasks and flows report here and know nothing of the watcher. The command line pu
 under a worker, lines go to the run's log and to an artifact, at most one every ten seconds for a step.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -130,6 +131,13 @@ def show(step: str, done: int, total: int, note: str = "") -> None:
 def say(line: str) -> None:
     """Logs a line to the run, and shows it."""
     get_run_logger().info(line)
+    for display in _displays:
+        display.say(line)
+
+
+def warn(line: str, log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> None:
+    """Logs a warning to the run whose logger this is, from whatever thread, and shows it."""
+    log.warning("%s", line)
     for display in _displays:
         display.say(line)
 
