@@ -7,6 +7,7 @@ from blip_core.errors import ConfigError
 from blip_core.med.checkpoint import LoadedMED, load_med, save_med
 from blip_core.med.convert import CLASSES, FACES, Kind, write_release, write_transformers
 from blip_core.med.foreign import is_hub_name
+from blip_core.stores import located
 
 Format = Literal["capfilt", "transformers", "release"]
 
@@ -25,7 +26,7 @@ def convert_checkpoint(
         raise ConfigError("--kind: chooses what transformers and release can hold; capfilt keeps all that is read")
     loaded = load_med(source, image_size=image_size, tokenizer=tokenizer, face=FACES[kind] if kind else None)
     if to == "capfilt":
-        origin = {"source": source if is_hub_name(source) else str(Path(source).resolve()), "start": loaded.digest}
+        origin = {"source": source if is_hub_name(source) else str(located(source)), "start": loaded.digest}
         save_med(target, loaded.med, loaded.architecture, loaded.tokenizer, origin)
         return _line(loaded, source, f"a checkpoint of this project ({_faces(loaded)})", target)
     kind = kind or _only_kind(loaded, source)

@@ -43,11 +43,12 @@ def read_demo(engine: "Engine" = "local") -> dict[str, Any]:
 
 
 def demo_config(workspace: str, seed: int) -> "BootstrapConfig":
-    """The demo's settings, with its tables below the workspace."""
+    """The demo's settings, with its tables below the workspace, or on this machine where that is in a store."""
     from blip_core import scenes
     from blip_core.config import load_config
+    from blip_core.stores import located, scratch_folder
 
-    tables = Path(workspace).expanduser().resolve() / "scenes"
+    tables = scratch_folder(located(workspace)) / "scenes"
     given = {
         "workspace": json.dumps(workspace),
         "seed": seed,

@@ -13,6 +13,7 @@ from blip_core.config import BootstrapConfig
 from blip_core.evaluation import audit, heldout
 from blip_core.files import fingerprint, read_json, write_json
 from blip_core.med.checkpoint import read_checkpoint_config
+from blip_core.stores import located
 from blip_core.workspace import Round
 from tasks import progress
 from tasks.workplace import add_seconds, round_of, workspace_of
@@ -34,7 +35,7 @@ def evaluate_round(config: BootstrapConfig) -> None:
             "retrieval": {model: score["retrieval"] for model, score in scores.items()},
             "captioning": {model: score["captioning"] for model, score in scores.items()},
             "examples": {model: score["examples"] for model, score in scores.items()},
-            "audit": audit.audit(workspace_of(config), config.round, Path(config.truth)) if config.truth else None,
+            "audit": audit.audit(workspace_of(config), config.round, located(config.truth)) if config.truth else None,
         },
     )
     add_seconds(config, "evaluation", time.monotonic() - began)
@@ -59,7 +60,7 @@ def _evaluate_models(config: BootstrapConfig, current: Round) -> dict[str, dict[
 
 
 def _mark(config: BootstrapConfig, current: Round) -> str:
-    tables = [Path(path) for path in (config.held_out.path if config.held_out else None, config.truth) if path]
+    tables = [located(path) for path in (config.held_out.path if config.held_out else None, config.truth) if path]
     return fingerprint(
         "evaluation/1",
         [read_checkpoint_config(folder)["digest"] for folder in trained_models(current)],
