@@ -1,6 +1,6 @@
 """Artifacts: what Prefect's pages show of a run while it works and when it is done.
 
-All artifacts of a run belong to the run that somebody started, whichever of its steps wrote them, and each key is
+All artifacts belong to the run that somebody started, whichever of its steps wrote them and wherever; each key is
 written once for it and then updated in place, also after the run was put back: the next run makes the next version.
 A server that does not answer costs an artifact, never the work. Outside of a run nothing is written.
 """
@@ -97,10 +97,10 @@ class _Shelf:
             self._ids[place] = client.create_artifact(artifact).id
 
     def _owner(self, client: SyncPrefectClient, run_id: str) -> UUID:
-        """The nearest run above, or this one, that a deployment started; else the first of all."""
+        """The run that has no other above it, this one or another."""
         if run_id not in self._owners:
             run = client.read_flow_run(UUID(run_id))
-            while run.deployment_id is None and run.parent_task_run_id is not None:
+            while run.parent_task_run_id is not None:
                 above = client.read_task_run(run.parent_task_run_id).flow_run_id
                 if above is None:
                     break
