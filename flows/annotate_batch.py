@@ -17,7 +17,12 @@ _REASON = 300  # characters of a shard's failure that the state's message keeps
 
 @flow(name="annotate-batch")
 def annotate_batch(config: BootstrapConfig, names: list[str]) -> State[None]:
-    """Captions and scores the images of the named shards; those that stand are not annotated again."""
+    """Captions and scores the images of the named shards; those that stand are not annotated again.
+
+    Args:
+        config: of the annotation that they are a part of.
+        names: the shards, by the stems of their files.
+    """
     return annotate_here(config, names, annotate_names)
 
 

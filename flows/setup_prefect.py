@@ -211,7 +211,7 @@ def _watched(
 
 def _automations(client: SyncPrefectClient) -> dict[str, tuple[Any, str]]:
     return {
-        automation.name: (automation.model_dump(mode="json", exclude=_PASSING), "on" if automation.enabled else "off")
+        automation.name: (automation.model_dump(exclude=_PASSING), "on" if automation.enabled else "off")
         for automation in client.read_automations()
         if automation.name.startswith("capfilt")
     }
@@ -228,7 +228,7 @@ def _deployments(client: SyncPrefectClient) -> dict[str, tuple[Any, str]]:
         with suppress(ObjectNotFound):
             deployment = client.read_deployment_by_name(name)
             schedules = [(schedule.slug, schedule.schedule, schedule.active) for schedule in deployment.schedules]
-            found[name] = ((deployment.model_dump(mode="json", exclude=_PASSING), schedules), _where(deployment))
+            found[name] = ((deployment.model_dump(exclude=_PASSING), schedules), _where(deployment))
     return found
 
 
