@@ -21,7 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from blip_core import stores
-from blip_core.data.fetch import Fetched, Fetcher, Progress, fetch_urls, remove_left_folders, temporary_folder
+from blip_core.data.fetch import (
+    Fetched,
+    Fetcher,
+    Progress,
+    fetch_urls,
+    remove_left_folders,
+    retry_after,
+    temporary_folder,
+)
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
 from blip_core.data.known import KnownImages, find_urls, known_images
 from blip_core.data.shards import (
@@ -40,7 +48,10 @@ from blip_core.workspace import Workspace
 
 # Reasons that may be gone a minute later. A shard in which every fetch failed so says nothing about its images.
 TEMPORARY = ".tmp"
-TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted"})
+TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted", "overloaded"})
+# Before a URL is tried again: twice as long every time, and as long as its server asks; one that asks for more than
+# LONGEST_PAUSE is not tried again.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 WEB_SCHEME = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -223,6 +234,9 @@ def _fetch(urls: list[str], folder: Path, config: DownloadConfig, progress: Prog
     answers: dict[str, Fetched] = {}
     pending = urls
     for attempt in range(config.retries + 1):
+        if attempt:
+            pending = [url for url in pending if retry_after(answers[url].message) <= LONGEST_PAUSE]
+            _rest([answers[url] for url in pending], attempt, deadline)
         left = deadline - time.monotonic()
         if not pending or left <= 0:
             break
@@ -231,6 +245,14 @@ def _fetch(urls: list[str], folder: Path, config: DownloadConfig, progress: Prog
         answers |= fetch_urls(pending, folder / str(attempt), fetcher, left, _further(answers, progress))
         pending = [url for url in pending if answers[url].reason in TRANSIENT]
     return answers
+
+
+def _rest(failed: list[Fetched], attempt: int, deadline: float) -> None:
+    """Waits before the URLs that failed so are tried again, until the deadline at most."""
+    pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
+    if failed:
+        pause = max([pause, *(retry_after(answer.message) for answer in failed)])
+        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
 
 
 def _further(answers: dict[str, Fetched], progress: Progress | None) -> Progress | None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ QUIET = {
 # img2dataset's messages are urllib's: the first pattern that occurs names the reason, none of them 'connection'.
 MESSAGES = (
     (r"HTTP Error (404|410)\b", "not_found"),
+    (r"HTTP Error (429|500|502|503|504)\b", "overloaded"),
     (r"HTTP Error \d", "http_error"),
     (r"X-Robots-Tag", "refused_by_robots"),
     (r"timed out", "timeout"),
@@ -220,6 +222,20 @@ def reason_of(message: str) -> str:
         if re.search(pattern, message):
             return reason
     return "connection"
+
+
+def retry_after(message: str) -> float:
+    """Seconds that the server asked for before another try, as fetch_process.py adds them to a message; or 0."""
+    found = re.search(r"\[Retry-After: (.*)\]", message)
+    if found is None:
+        return 0
+    if found[1].strip().isdecimal():
+        return float(found[1])
+    try:
+        moment = parsedate_to_datetime(found[1])
+    except ValueError:
+        return 0
+    return max(0.0, moment.timestamp() - time.time())
 
 
 def _tail(log: Path) -> str:

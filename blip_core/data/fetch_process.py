@@ -14,8 +14,11 @@ import multiprocessing.pool
 import os
 import signal
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
-from typing import Any
+from email.message import Message
+from typing import IO, Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 
@@ -34,6 +37,17 @@ class ForkingContext(multiprocessing.context.ForkContext):
         return super().Pool(processes, initializer, initargs)
 
 
+class TellingRetryAfter(urllib.request.HTTPDefaultErrorHandler):
+    """Adds what a server says of another try to the error's message, all that img2dataset keeps of an answer."""
+
+    def http_error_default(
+        self, req: urllib.request.Request, fp: IO[bytes] | None, code: int, msg: str, hdrs: Message
+    ) -> NoReturn:
+        """Raises urllib's error."""
+        asked = hdrs.get("Retry-After")
+        raise urllib.error.HTTPError(req.full_url, code, f"{msg} [Retry-After: {asked}]" if asked else msg, hdrs, fp)
+
+
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when the one that started it is gone."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -49,6 +63,7 @@ def start_workers_by_fork() -> None:
 
 def main(parent: int, settings: dict[str, Any]) -> None:
     """Downloads as `settings` (arguments of img2dataset.download) say, while process `parent` lives."""
+    urllib.request.install_opener(urllib.request.build_opener(TellingRetryAfter))  # which forked workers keep
     if sys.platform == "linux":
         die_with_parent()
         os.register_at_fork(after_in_child=die_with_parent)

@@ -52,6 +52,7 @@ REASONS = {
     "duplicate_row": "an earlier row has the same URL and text",
     "bad_url": "the URL is malformed",
     "not_found": "the server answered 404 or 410",
+    "overloaded": "the server answered 429, 500, 502, 503 or 504",
     "http_error": "the server answered with another error",
     "refused_by_robots": "the server's X-Robots-Tag header forbids the use",
     "tls": "the server's certificate or its TLS cannot be trusted",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,7 +78,8 @@ PAGES = {f"/ok{index}.jpg": _noise(index) for index in range(4)} | {
     "/noml.jpg": _noise(15),
 }
 ROBOTS = {"/noai.jpg": "noai", "/noml.jpg": "noml", "/ok0.jpg": "otherbot: noai"}
-STATUSES = {"/error.jpg": 500, "/retired.jpg": 410}
+STATUSES = {"/error.jpg": 500, "/forbidden.jpg": 403, "/retired.jpg": 410}
+BUSY = {"/busy.jpg": "3", "/busy-for-long.jpg": "3600"}  # 429 at first, with this Retry-After; then a picture
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.hits[self.path] += 1
+        self.server.moments.setdefault(self.path, []).append(time.monotonic())
         self.server.agents.add(self.headers["User-Agent"])
         if self.path.startswith("/hang"):
             self.server.reached.set()
@@ -95,7 +98,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = PAGES.get(self.path, b"")
-        if self.path == "/away.jpg":
+        if self.path in BUSY and self.server.hits[self.path] == 1:
+            body = b""
+            self.send_response(429)
+            self.send_header("Retry-After", BUSY[self.path])
+        elif self.path in BUSY:
+            body = PAGES["/ok0.jpg"]
+            self.send_response(200)
+        elif self.path == "/away.jpg":
             self.send_response(302)
             self.send_header("Location", Path(__file__).as_uri())
         else:
@@ -119,6 +129,7 @@ class Site(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.hits: Counter[str] = Counter()
+        self.moments: dict[str, list[float]] = {}
         self.agents: set[str] = set()
         self.reached, self.left = threading.Event(), threading.Event()
 
@@ -150,7 +161,8 @@ def _rows(site: Site, folder: Path) -> list[tuple[str | None, str]]:
         (site.url("/noml.jpg"), "refused_by_robots"),
         (site.url("/gone.jpg"), "not_found"),
         (site.url("/retired.jpg"), "not_found"),
-        (site.url("/error.jpg"), "http_error"),
+        (site.url("/error.jpg"), "overloaded"),
+        (site.url("/forbidden.jpg"), "http_error"),
         (site.url("/away.jpg"), "http_error"),
         (f"{CLOSED_PORT}/x.jpg", "connection"),
         ("http://nowhere.invalid/x.jpg", "dns"),
@@ -260,8 +272,19 @@ def test_a_photograph_lying_on_its_side_is_stored_upright(downloaded: Downloaded
 
 
 def test_each_url_is_asked_for_once_and_only_passing_failures_twice(downloaded: Downloaded) -> None:
-    expected = Counter([*PAGES, *STATUSES, "/gone.jpg", "/away.jpg", "/flaky.jpg"])
+    expected = Counter([*PAGES, *STATUSES, "/gone.jpg", "/away.jpg", "/flaky.jpg", "/error.jpg"])
     assert (downloaded.hits, downloaded.hits["/flaky.jpg"]) == (expected, 2)
+
+
+def test_a_busy_server_is_asked_again_when_it_said_and_not_at_all_when_that_is_too_long(
+    site: Site, tmp_path: Path
+) -> None:
+    urls = [site.url(path) for path in (*BUSY, "/ok1.jpg")]
+    workspace, name = _single_plan(tmp_path, urls, CONFIG)
+    assert download_shard(workspace, name, CONFIG).reasons == {"overloaded": 1}
+    first, second = site.moments["/busy.jpg"]
+    assert second - first >= float(BUSY["/busy.jpg"])
+    assert site.hits["/busy-for-long.jpg"] == 1
 
 
 def test_servers_see_who_asks(downloaded: Downloaded, site: Site) -> None:

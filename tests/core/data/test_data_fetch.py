@@ -1,8 +1,11 @@
 """What img2dataset's messages mean."""
 
+import time
+from email.utils import formatdate
+
 import pytest
 
-from blip_core.data.fetch import reason_of
+from blip_core.data.fetch import reason_of, retry_after
 from blip_core.data.shards import REASONS
 
 
@@ -11,6 +14,11 @@ from blip_core.data.shards import REASONS
     [
         ("HTTP Error 404: Not Found", "not_found"),
         ("HTTP Error 408: Request timed out", "http_error"),
+        ("HTTP Error 403: Forbidden", "http_error"),
+        ("HTTP Error 429: Too Many Requests [Retry-After: 3]", "overloaded"),
+        ("HTTP Error 500: Internal Server Error", "overloaded"),
+        ("HTTP Error 503: Service Unavailable", "overloaded"),
+        ("HTTP Error 501: Not Implemented", "http_error"),
         ("<urlopen error timed out>", "timeout"),
         ("<urlopen error _ssl.c:983: The handshake operation timed out>", "timeout"),
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "tls"),
@@ -25,3 +33,17 @@ from blip_core.data.shards import REASONS
 def test_messages_of_the_fetcher_become_reasons(message: str, reason: str) -> None:
     assert reason_of(message) == reason
     assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        (" [Retry-After: 7]", 7),
+        (f" [Retry-After: {formatdate(time.time() + 600, usegmt=True)}]", 600),
+        (f" [Retry-After: {formatdate(time.time() - 600, usegmt=True)}]", 0),
+        (" [Retry-After: soon]", 0),
+        ("", 0),
+    ],
+)
+def test_the_time_that_a_server_asks_for_is_read_from_the_message(asked: str, seconds: float) -> None:
+    assert retry_after(f"HTTP Error 429: Too Many Requests{asked}") == pytest.approx(seconds, abs=300)
