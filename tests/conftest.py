@@ -1,7 +1,7 @@
 """What tests of several folders share: models as others publish them, and an object store."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,11 +59,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3"]:
         yield server
 
 
-@pytest.fixture
-def bucket(store: "S3") -> str:
-    """The URL of an empty bucket."""
+@pytest.fixture(scope="session")
+def make_bucket(store: "S3") -> Callable[[], str]:
+    """Makes an empty bucket and returns its URL."""
     import fsspec
 
-    name = f"bucket-{secrets.token_hex(4)}"
-    fsspec.filesystem("s3").mkdir(name)
-    return f"s3://{name}"
+    def make() -> str:
+        name = f"bucket-{secrets.token_hex(4)}"
+        fsspec.filesystem("s3").mkdir(name)
+        return f"s3://{name}"
+
+    return make
+
+
+@pytest.fixture
+def bucket(make_bucket: Callable[[], str]) -> str:
+    """The URL of an empty bucket."""
+    return make_bucket()

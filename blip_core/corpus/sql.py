@@ -8,15 +8,14 @@ from typing import Any
 import duckdb
 
 from blip_core import stores
+from blip_core.corpus.confined import Confined
 
 
 def let_reach(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
-    """Lets a connection read the files of a store as they are now, through the store's own client and no extension.
-
-    DuckDB goes by the scheme of a path alone: it reaches whatever the client may read.
-    """
+    """Lets a connection read what lies below `root` in a store as it is now, by the store's own client: DuckDB's own
+    would be an extension, which has to be downloaded."""
     if stores.is_remote(root):
-        connection.register_filesystem(stores.snapshot(root))
+        connection.register_filesystem(Confined(stores.snapshot(root), stores.key(root)))
 
 
 def one_line(error: duckdb.Error) -> str:
