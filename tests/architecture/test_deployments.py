@@ -96,3 +96,17 @@ def test_a_configuration_of_ones_own_takes_the_presets_place(tmp_path: Path) -> 
     assert (read["seed"], read["engine"]) == (5, "pool")
     mine.write_text("engine: ray\n")
     assert read_preset("clean", "pool", str(mine))["config"]["engine"] == "ray"
+
+
+def test_the_weekly_round_waits_to_be_turned_on_and_runs_one_at_a_time() -> None:
+    deployment = BY_FLOW["re_bootstrap"]
+    (schedule,) = deployment["schedules"]
+    assert schedule["slug"] == "weekly"
+    assert len(schedule["cron"].split()) == 5
+    assert schedule["cron"].split()[2:4] == ["*", "*"]
+    assert schedule["cron"].split()[4].isdigit()
+    assert schedule["timezone"]
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    steps = [step for step in deployment["build"] if "flows.presets.read_schedule" in step]
+    assert steps[0]["flows.presets.read_schedule"]["deployment"] == "re-bootstrap/capfilt"
+    assert schedule["active"] == f"{{{{ {steps[0]['flows.presets.read_schedule']['id']}.active }}}}"
