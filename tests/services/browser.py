@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 from services.program import find_program
 
@@ -33,6 +33,7 @@ class Browser:
     def __init__(self, context: BrowserContext) -> None:
         self.foreign: set[str] = set()
         context.set_default_timeout(WAIT_SECONDS * 1000)
+        expect.set_options(timeout=WAIT_SECONDS * 1000)
         context.route(lambda url: not is_local(url), lambda route: route.abort())
         context.on("request", lambda request: self._note(request.url))
         self.page: Page = context.pages[0] if context.pages else context.new_page()
