@@ -9,9 +9,11 @@ import os
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -85,12 +87,17 @@ def snapshot(path: Path) -> Any:
 
 def each(paths: Iterable[Path], function: Callable[[Path], Value]) -> Iterator[Value]:
     """What the function makes of each path, in their order; of a store's, many at a time, for each is waited for."""
-    paths = list(paths)
-    if not any(is_remote(path) for path in paths):
-        yield from map(function, paths)
+    left = iter(paths)
+    first = list(islice(left, 2 * AT_A_TIME))
+    if not any(map(is_remote, first)):
+        yield from map(function, chain(first, left))
         return
     with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="store") as pool:
-        yield from pool.map(function, paths)
+        waiting = deque(pool.submit(function, path) for path in first)
+        while waiting:
+            value = waiting.popleft().result()
+            waiting.extend(pool.submit(function, path) for path in islice(left, 1))
+            yield value
 
 
 def key(path: Path) -> str:
@@ -228,12 +235,14 @@ def _overtaken(error: OSError) -> bool:
 
 
 def errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
-    """OSError, what the clients of stores raise that is none (no connection, no credentials), and `others`."""
-    found: list[type[Exception]] = [OSError, *others]
-    for module, name in (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")):
-        if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
-    return tuple(found)
+    """OSError, what the clients of stores raise that is none, and `others`."""
+    return (OSError, *client_errors(), *others)
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """What the clients of stores raise on their own account: no connection, no credentials."""
+    known = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
+    return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
 
 
 def reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from blip_core.errors import CapfiltError
+from blip_core.stores import client_errors
 from flows.commands import corpus, cycle, models, platform
 
 app = typer.Typer(
@@ -28,6 +29,9 @@ def main() -> None:
     except CapfiltError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         leave(error.exit_status)
+    except client_errors() as error:  # an object store that does not answer any more
+        typer.echo(f"error: {' '.join(str(error).split())}; what is done stands, run the same command again", err=True)
+        leave(1)
     except Interrupted as interrupted:
         typer.echo(f"{interrupted}: stopped; what is done stands, and the same command goes on from there", err=True)
         leave(128 + interrupted.signum)

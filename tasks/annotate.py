@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,6 +19,7 @@ from blip_core.capfilt.earlier import take_over_parts
 from blip_core.capfilt.reading import ShardJob, count_images
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
+from blip_core.stores import each
 from blip_core.workspace import Workspace
 from tasks import progress
 from tasks.models import load_models, model_digests
@@ -87,16 +89,19 @@ def preview_annotation(config: BootstrapConfig, workspace: Workspace, names: Ite
     """
     captioner, filter = model_digests(config)
     plan = AnnotationPlan({}, {})
-    for name in names:
-        job = _job(config, workspace, name)
+
+    def look(shard: Path) -> tuple[dict[str, int], int]:
+        job = _job(config, workspace, shard.stem)
         try:
             found = standing_part(job, captioner, filter, config.annotate, config.generation, config.seed)
-            if found is not None:
-                plan.standing[name] = found.images
-            else:
-                plan.missing[name] = count_images(job.shard)
+            return (plan.missing, count_images(shard)) if found is None else (plan.standing, found.images)
         except CapfiltError:
-            plan.missing[name] = 0
+            return plan.missing, 0
+
+    names = list(names)
+    looked = each((workspace.shard(name) for name in names), look)
+    for name, (kind, images) in zip(names, looked, strict=True):
+        kind[name] = images
     return plan
 
 

@@ -13,7 +13,7 @@ from blip_core.config import BootstrapConfig
 from blip_core.evaluation import audit, heldout
 from blip_core.files import fingerprint, read_json, write_json
 from blip_core.med.checkpoint import read_checkpoint_config
-from blip_core.stores import located
+from blip_core.stores import each, located
 from blip_core.workspace import Round
 from tasks import progress
 from tasks.workplace import add_seconds, round_of, workspace_of
@@ -73,4 +73,4 @@ def _mark(config: BootstrapConfig, current: Round) -> str:
 
 def _identities(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     """A part that is written again is another file, even under the same name."""
-    return [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
+    return list(each(paths, lambda path: (path.name, (status := path.stat()).st_size, status.st_mtime_ns)))

@@ -13,6 +13,7 @@ from blip_core.evaluation import report
 from blip_core.evaluation.charts import score_histogram
 from blip_core.evaluation.pictures import sheet
 from blip_core.evaluation.tables import GRIDS, RoundTables
+from blip_core.stores import each
 from tasks.artifacts import show_markdown, show_table
 from tasks.workplace import add_seconds, round_of, workspace_of
 
@@ -24,10 +25,10 @@ def write_report(config: BootstrapConfig) -> Path:
     """Writes report.html, unless it is newer than everything that it shows."""
     current = round_of(config)
     shown = [current.evaluation, *current.corpus.glob("*.parquet"), *current.metrics.glob("*.jsonl")]
-    if current.report.exists() and all(
-        path.stat().st_mtime <= current.report.stat().st_mtime for path in shown if path.exists()
-    ):
-        return current.report
+    if current.report.exists():
+        written = current.report.stat().st_mtime
+        if all(each(shown, lambda path: not path.exists() or path.stat().st_mtime <= written)):
+            return current.report
     began = time.monotonic()
     path = report.write_report(workspace_of(config), config.round, config.evaluation.examples)
     add_seconds(config, "report", time.monotonic() - began)

@@ -110,8 +110,9 @@ def _read_truth(path: Path) -> dict[str, tuple[str, dict[str, Any] | None]]:
 
 def _verdicts(folder: Path, known: dict[str, tuple[str, dict[str, Any] | None]], extra: list[str]) -> Iterator[Verdict]:
     """The verdict on every row of a folder's parts whose image could be read."""
-    for part in sorted(folder.glob("*.parquet")):
-        rows = pq.read_table(stores.readable(part), columns=["uid", "text", "source", "itm_score", *extra])
+    columns = ["uid", "text", "source", "itm_score", *extra]
+    parts = sorted(folder.glob("*.parquet"))
+    for rows in stores.each(parts, lambda part: pq.read_table(stores.readable(part), columns=columns)):
         for row in rows.to_pylist():
             if row.get("reason") in (None, EMPTY_TEXT):
                 right = _is_right(row["source"], row["text"], *known.get(row["uid"], (None, None)))

@@ -1,9 +1,11 @@
 """An object store is written and read like a folder: whole files, no stale listings, and errors in one line."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -198,6 +200,55 @@ def test_no_network_and_no_credentials_are_told_in_one_line(
     assert answer.stderr.startswith(f"error: workspace {bucket}/w: cannot be reached: ")
     assert said in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+def test_a_bucket_that_may_not_be_written_to_is_told_in_one_line(bucket: str) -> None:
+    name = bucket.removeprefix("s3://")
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{name}/*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    fsspec.filesystem("s3").call_s3("put_bucket_policy", Bucket=name, Policy=policy)
+    with pytest.raises(WorkspaceError, match=f"workspace {bucket}/w: cannot be written: access denied") as caught:
+        Workspace.open(f"{bucket}/w")
+    assert "\n" not in str(caught.value)
+    target = stores.located(f"{bucket}/w/part")
+    with pytest.raises(WorkspaceError, match=f"{target}: cannot be written"), atomic_file(target) as temporary:
+        temporary.touch()
+
+
+def test_a_store_that_is_gone_amid_a_command_is_told_in_one_line(bucket: str) -> None:
+    script = """
+        import sys
+        from blip_core.stores import located
+        from blip_core.workspace import Workspace
+        from flows.cli import main
+        Workspace.existing = classmethod(lambda cls, root: cls(located(root)))
+        sys.argv = ["capfilt", "query", "--workspace", "s3://bucket/w", "SELECT 1"]
+        main()
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: Could not connect to the endpoint")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_stores_files_are_waited_for_together_and_come_in_their_order(bucket: str, tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def name_when_four_are_here(path: Path) -> str:
+        together.wait(60)
+        return path.name
+
+    names = [str(number) for number in range(100)]
+    root = stores.located(bucket)
+    assert list(stores.each((root / name for name in names), name_when_four_are_here)) == names
+    threads = {*stores.each((tmp_path / name for name in names), lambda _: threading.get_ident())}
+    assert threads == {threading.get_ident()}
 
 
 def test_a_store_whose_client_is_not_installed_is_told_with_the_remedy(tmp_path: Path) -> None:
