@@ -4,9 +4,10 @@ from prefect import flow
 
 from blip_core.config import BootstrapConfig
 from flows.annotate_pool import annotate_in_pool
-from flows.shards import over_batches, threads
+from flows.shards import complain, over_batches, tell, threads
 from tasks import progress
 from tasks.annotate import annotate_batch, plan_annotation
+from tasks.annotate_ray import annotate_on_ray
 
 # Shards of a task. One task at a time: the models fill the device.
 _BATCH = 16
@@ -19,4 +20,9 @@ def annotate(config: BootstrapConfig) -> None:
     progress.begin("annotate", plan.images + plan.standing_images, plan.standing_images)
     if config.engine == "pool" and annotate_in_pool(config, plan):
         return
-    over_batches("annotate", annotate_batch, config, plan.names, _BATCH)
+    if config.engine == "ray" and plan.missing:
+        failures = annotate_on_ray(config, plan.names)
+        tell("annotate", failures)
+        complain("annotate", failures, len(plan.missing))
+    else:
+        over_batches("annotate", annotate_batch, config, plan.names, _BATCH)

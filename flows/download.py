@@ -5,7 +5,7 @@ from prefect import flow
 from blip_core.config import BootstrapConfig
 from flows.shards import over_shards, threads
 from tasks import progress
-from tasks.download import download_shard, plan_shards
+from tasks.download import download_batch, download_shard, plan_shards
 from tasks.warned import counted_warnings
 
 # The next shard's processes start while this one's last slow hosts are waited for.
@@ -18,4 +18,4 @@ def download(config: BootstrapConfig) -> None:
     with counted_warnings("download"):
         plan = plan_shards(config)
         progress.begin("download", plan.rows, plan.rows - plan.missing)
-        over_shards("download", download_shard, config, plan.names, _WINDOW)
+        over_shards("download", download_shard, config, plan.names, _WINDOW, download_batch)

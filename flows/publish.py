@@ -5,7 +5,7 @@ from prefect import flow
 from blip_core.config import BootstrapConfig
 from flows.shards import over_shards, threads
 from tasks import progress
-from tasks.publish import build_catalog, publish_human, publish_shard
+from tasks.publish import build_catalog, publish_batch, publish_human, publish_shard
 from tasks.warned import counted_warnings
 from tasks.workplace import shard_names
 
@@ -18,7 +18,7 @@ def publish(config: BootstrapConfig) -> None:
     with counted_warnings("publish"):
         names = shard_names(config)
         progress.begin("publish", len(names), unit="shards")
-        over_shards("publish", publish_shard, config, names, _WINDOW)
+        over_shards("publish", publish_shard, config, names, _WINDOW, publish_batch)
         if config.human is not None:
             publish_human(config)
         build_catalog(config)

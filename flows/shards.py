@@ -1,12 +1,13 @@
 """One task call for each shard, a window of them at a time, or for each batch of shards.
 
 Every call's end is checked. A shard that fails, after the retries of its task, does not hold up the others; the
-step then fails with the names of all that failed.
+step then fails with the names of all that failed. Where there are very many shards every call is for a batch: a task
+costs the server some rows and events, of which it loses those that come too fast.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from prefect import Task
 from prefect.futures import PrefectFuture, as_completed
@@ -15,6 +16,12 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
 from tasks import progress
+
+Part = TypeVar("Part")
+BatchTask = Task[[BootstrapConfig, list[str]], dict[str, CapfiltError]]
+
+# Of a step. Each is some rows and events at the server, and a screen shows no more of them anyway.
+MOST_TASKS = 400
 
 _NAMED = 3
 
@@ -30,59 +37,62 @@ def over_shards(
     config: BootstrapConfig,
     names: list[str],
     window: int,
-) -> list[Any]:
-    """Calls `shard_task(config, name)` for every name, `window` at a time, and returns what they returned.
+    batch_task: BatchTask | None = None,
+) -> None:
+    """Calls `shard_task(config, name)` for every name, `window` at a time.
 
-    The tasks say how far they are (`tasks.progress.at`). Raises CapfiltError that names the shards which failed, when
-    all others are done.
+    The tasks say how far they are (`tasks.progress.at`). With more than MOST_TASKS names, `batch_task` is called as in
+    `over_batches`. Raises CapfiltError that names the shards which failed, when all others are done.
     """
-    results: list[Any] = []
+    if batch_task is not None and len(names) > MOST_TASKS:
+        over_batches(step, batch_task, config, names, -(-len(names) // MOST_TASKS), window)
+        return
     failures: dict[str, Exception] = {}
     for name, future in _windowed(lambda name: shard_task.submit(config, name), names, window):
         result = future.result(raise_on_failure=False)
-        if future.state.is_completed():
-            results.append(result)
-        else:
+        if not future.state.is_completed():
             failures[name] = result
             progress.fail(step, name, result)
     complain(step, failures, len(names))
-    return results
 
 
 def over_batches(
-    step: str,
-    batch_task: "Task[[BootstrapConfig, list[str]], dict[str, CapfiltError]]",
-    config: BootstrapConfig,
-    names: list[str],
-    size: int,
+    step: str, batch_task: BatchTask, config: BootstrapConfig, names: list[str], size: int, window: int = 1
 ) -> None:
-    """Calls `batch_task(config, names)` for `size` shards after the others; it returns the failures by shard.
+    """Calls `batch_task(config, names)` for `size` shards at a time; it returns the failures by shard.
 
     Raises as `over_shards` does; a batch that fails as a whole ends the step, for what failed is no single shard's.
     """
     failures: dict[str, Exception] = {}
-    for start in range(0, len(names), size):
-        batch = names[start : start + size]
-        future = batch_task.submit(config, batch)
+    left = dict.fromkeys(names)
+    batches = [tuple(names[start : start + size]) for start in range(0, len(names), size)]
+    for batch, future in _windowed(lambda batch: batch_task.submit(config, list(batch)), batches, window):
         result: Any = future.result(raise_on_failure=False)
         if not future.state.is_completed():
-            complain(step, {**failures, **dict.fromkeys(names[start:], result)}, len(names))
-        for name, failure in result.items():
-            failures[name] = failure
-            progress.fail(step, name, failure)
+            complain(step, {**failures, **dict.fromkeys(left, result)}, len(names))
+        for name in batch:
+            del left[name]
+        failures |= result
+        tell(step, result)
     complain(step, failures, len(names))
 
 
+def tell(step: str, failures: Mapping[str, Exception]) -> None:
+    """Says which shards failed, and why."""
+    for name, failure in failures.items():
+        progress.fail(step, name, failure)
+
+
 def _windowed(
-    submit: Callable[[str], PrefectFuture[Any]], names: list[str], window: int
-) -> Iterator[tuple[str, PrefectFuture[Any]]]:
-    """Yields each name with its future as it ends; submits the next one then."""
-    left = iter(names)
-    running = {submit(name): name for name in islice(left, window)}
+    submit: Callable[[Part], PrefectFuture[Any]], parts: Iterable[Part], window: int
+) -> Iterator[tuple[Part, PrefectFuture[Any]]]:
+    """Yields each part with its future as it ends; submits the next one then."""
+    left = iter(parts)
+    running = {submit(part): part for part in islice(left, window)}
     while running:
         future = next(as_completed(list(running)))
         yield running.pop(future), future
-        running |= {submit(name): name for name in islice(left, 1)}
+        running |= {submit(part): part for part in islice(left, 1)}
 
 
 def complain(step: str, failures: Mapping[str, Exception], total: int) -> None:

@@ -1,5 +1,8 @@
 """Downloading: the plan of the missing shards, and one shard at a time, tried again where the network fails."""
 
+import random
+import time
+
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -7,8 +10,9 @@ from prefect.tasks import exponential_backoff
 
 from blip_core.config import BootstrapConfig
 from blip_core.data import download
-from blip_core.errors import DownloadError
+from blip_core.errors import CapfiltError, DownloadError
 from tasks import progress
+from tasks.each import each_of
 from tasks.workplace import add_seconds, shards_before, workspace_of
 
 
@@ -21,6 +25,8 @@ def network_failed(task: Task, run: TaskRun, state: State) -> bool:
 
 
 DOWNLOAD_TRIES = 4
+_BACKOFF = 5.0  # seconds before the second try, then twice as many
+_JITTER = 0.5  # hosts are not asked by all at the same moment
 
 
 @task(name="plan-shards", task_run_name="plan-shards", cache_policy=NO_CACHE)
@@ -40,18 +46,42 @@ def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
     task_run_name="download-{name}",
     cache_policy=NO_CACHE,
     retries=DOWNLOAD_TRIES - 1,
-    retry_delay_seconds=exponential_backoff(backoff_factor=5),
-    retry_jitter_factor=0.5,
+    retry_delay_seconds=exponential_backoff(backoff_factor=_BACKOFF),
+    retry_jitter_factor=_JITTER,
     retry_condition_fn=network_failed,
 )
 def download_shard(config: BootstrapConfig, name: str) -> download.ShardSummary:
     """Fetches the images of one shard over the network."""
+    return _fetch(config, name)
+
+
+@task(name="download-batch", task_run_name="download-{names[0]}", cache_policy=NO_CACHE)
+def download_batch(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
+    """Fetches some shards, one after the other, each as patiently as a task of its own; returns the failures."""
+    return each_of(names, lambda name: _patiently(config, name))
+
+
+def _patiently(config: BootstrapConfig, name: str) -> None:
+    delays = exponential_backoff(backoff_factor=_BACKOFF)(DOWNLOAD_TRIES - 1)
+    for tries, delay in enumerate(delays, start=1):
+        try:
+            _fetch(config, name)
+        except DownloadError as failure:
+            progress.say(f"{failure}; try {tries} of {DOWNLOAD_TRIES}")
+            time.sleep(delay * random.uniform(1, 1 + _JITTER))
+        else:
+            return
+    _fetch(config, name)
+
+
+def _fetch(config: BootstrapConfig, name: str) -> download.ShardSummary:
     summary = download.download_shard(
         workspace_of(config),
         name,
         config.download,
         lambda images: progress.at("download", name, images),
         shards_before(config),
+        config.scale.ray_address if config.engine == "ray" else None,
     )
     progress.at("download", name, summary.rows)
     if not summary.skipped:

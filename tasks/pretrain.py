@@ -6,10 +6,10 @@ from prefect.cache_policies import NO_CACHE
 from blip_core.config import BootstrapConfig
 from blip_core.training.run import TrainSummary
 from tasks.curves import watch_training
-from tasks.training import train_model
+from tasks.training_ray import train
 
 
 @task(name="pretrain-med", task_run_name="pretrain-med", cache_policy=NO_CACHE)
 def pretrain_med(config: BootstrapConfig) -> TrainSummary:
     """Trains MED with ITC, ITM and LM; does nothing where it stands."""
-    return train_model("med", config, watch_training("med", config))
+    return train("med", config, watch_training("med", config))

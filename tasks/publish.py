@@ -8,13 +8,25 @@ from prefect.cache_policies import NO_CACHE
 
 from blip_core.config import BootstrapConfig
 from blip_core.corpus import catalog, selection
+from blip_core.errors import CapfiltError
 from tasks import progress
+from tasks.each import each_of
 from tasks.workplace import add_seconds, human_pairs, round_of, workspace_of
 
 
 @task(name="publish-shard", task_run_name="publish-{name}", cache_policy=NO_CACHE)
 def publish_shard(config: BootstrapConfig, name: str) -> selection.PublishSummary:
     """Writes the candidates of one shard that pass the predicate."""
+    return _publish(config, name)
+
+
+@task(name="publish-batch", task_run_name="publish-{names[0]}", cache_policy=NO_CACHE)
+def publish_batch(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
+    """The same for some shards, one after the other; returns the failures by shard."""
+    return each_of(names, lambda name: _publish(config, name))
+
+
+def _publish(config: BootstrapConfig, name: str) -> selection.PublishSummary:
     began = time.monotonic()
     current = round_of(config)
     summary = selection.publish_shard(

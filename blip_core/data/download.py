@@ -178,12 +178,15 @@ def download_shard(
     config: DownloadConfig,
     progress: Progress | None = None,
     before: Sequence[str] = (),
+    ray_address: str | None = None,
 ) -> ShardSummary:
     """Fetches the rows that plan_shards put into the shard `name`; does nothing where the shard stands.
 
     Args:
         progress: is told about once a second how many images have arrived so far.
         before: the shards that stood when the round began; an image that one of them has fails as duplicate_image.
+        ray_address: of the Ray cluster whose nodes fetch, in `config.processes` tasks; all of them must reach the
+            workspace's folder under the same name. None: this machine fetches.
 
     Raises:
         DownloadError: there is no plan of that name with these settings, img2dataset did not run, or every single
@@ -195,7 +198,7 @@ def download_shard(
     if not skipped:
         rows = _read_plan(plan, name, config)
         with temporary_folder(workspace.scratch / TEMPORARY, name) as folder:
-            answers = _fetch(_web_urls(rows), folder, config, progress)
+            answers = _fetch(_web_urls(rows), folder, config, progress, ray_address)
             _check_answers(name, answers)
             groups = _groups(rows, answers, config, known_images(workspace, before))
             write_shard(target, groups, settings_hash(config), rows.num_rows)
@@ -228,7 +231,9 @@ def _refusal(url: str | None, duplicate: bool) -> str | None:
     return None if WEB_SCHEME.match(url.strip()) else "scheme_refused"
 
 
-def _fetch(urls: list[str], folder: Path, config: DownloadConfig, progress: Progress | None) -> dict[str, Fetched]:
+def _fetch(
+    urls: list[str], folder: Path, config: DownloadConfig, progress: Progress | None, ray_address: str | None
+) -> dict[str, Fetched]:
     """One attempt for all URLs, and `retries` more for those that failed for a reason that may pass."""
     deadline = time.monotonic() + config.wall_clock_s
     answers: dict[str, Fetched] = {}
@@ -241,7 +246,8 @@ def _fetch(urls: list[str], folder: Path, config: DownloadConfig, progress: Prog
         if not pending or left <= 0:
             break
         processes = min(config.processes or os.cpu_count() or 1, len(pending))
-        fetcher = Fetcher(processes, -(-config.threads // processes), config.timeout_s, config.user_agent)
+        threads = -(-config.threads // processes)
+        fetcher = Fetcher(processes, threads, config.timeout_s, config.user_agent, ray_address)
         answers |= fetch_urls(pending, folder / str(attempt), fetcher, left, _further(answers, progress))
         pending = [url for url in pending if answers[url].reason in TRANSIENT]
     return answers

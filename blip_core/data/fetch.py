@@ -75,6 +75,7 @@ class Fetcher(NamedTuple):
     threads: int
     timeout_s: int
     user_agent: str
+    ray_address: str | None = None  # of the cluster whose nodes fetch; None: this machine does
 
 
 @contextmanager
@@ -121,7 +122,8 @@ def fetch_urls(
     output.mkdir(parents=True)
     pq.write_table(pa.table({"url": pa.array(urls, pa.string())}), folder / "urls.parquet")
     tell = (lambda: progress(_arrived(output))) if progress else None
-    ended = _run(_arguments(folder / "urls.parquet", output, len(urls), fetcher), folder, wall_clock_s, tell)
+    arguments = _arguments(folder / "urls.parquet", output, len(urls), fetcher)
+    ended = _run(arguments, fetcher.ray_address, folder, wall_clock_s, tell)
     results = dict(_results(output))
     if not results and ended:
         raise DownloadError(f"img2dataset wrote no result for {len(urls)} URLs; it said: {_tail(folder / 'log')}")
@@ -147,12 +149,23 @@ def _arguments(urls: Path, output: Path, count: int, fetcher: Fetcher) -> dict[s
         "max_shard_retry": 0,
         "user_agent_token": fetcher.user_agent,
         "disallowed_header_directives": ROBOTS_DIRECTIVES,
+        "distributor": "multiprocessing" if fetcher.ray_address is None else "ray",
     }
 
 
-def _run(arguments: dict[str, object], folder: Path, wall_clock_s: float, tell: Callable[[], None] | None) -> bool:
-    """Runs img2dataset to its end (True) or to the wall-clock limit (False); leaves none of its processes behind."""
-    command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), json.dumps(arguments)]
+def _run(
+    arguments: dict[str, object],
+    ray_address: str | None,
+    folder: Path,
+    wall_clock_s: float,
+    tell: Callable[[], None] | None,
+) -> bool:
+    """Runs img2dataset to its end (True) or to the wall-clock limit (False); leaves none of its processes behind.
+
+    On a Ray cluster its workers end with the process that is run here, which drives them.
+    """
+    cluster = ray_address and {"address": ray_address, "environment": QUIET}
+    command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), json.dumps(arguments), json.dumps(cluster)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -1,31 +1,21 @@
 """A training on a Ray cluster: every worker of Ray Train's TorchTrainer is one process of it.
 
 Ray brings the workers up and their process group; data, saved states and checkpoint stay the training's own, so what
-comes out is what `accelerate launch` would give. Ray is the extra `ray`, imported when it is asked for.
+comes out is what `accelerate launch` would give.
 """
 
 import os
-import signal
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
+from blip_core.cluster import connected
 from blip_core.errors import CapfiltError, TrainingError
 from blip_core.training.run import TrainSummary
 
 Training = Callable[[], TrainSummary]
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    # a relative path means the same in the workers as here
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # how long Ray waits for workers that wait for one which has failed
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-}
 
 
 def train_on_ray(
@@ -50,40 +40,14 @@ def train_on_ray(
             is enough where all workers are on it.
         restarts: how often a training whose workers failed is begun again, from its last saved state.
 
-    Raises TrainingError where Ray is missing, the cluster is not there or too small, or a worker died; an error of
-    the training itself comes out as it is.
+    Raises ConfigError as `connected` does, and TrainingError where the cluster is too small, or a worker died; an error
+    of the training itself comes out as it is.
     """
     with ExitStack() as stack:
-        stack.enter_context(_contained(ENVIRONMENT))
-        ray = _import_ray()
-        if not ray.is_initialized():
-            _connect(ray, address, workers)
-            stack.callback(ray.shutdown)
+        ray = stack.enter_context(connected(address, workers))
         _check_room(ray.cluster_resources(), workers, use_gpu)
         storage = storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="capfilt-ray-"))
         return _fit(training, workers, use_gpu, storage, restarts)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.train.torch
-    except ImportError as error:
-        missing = error.name or error
-        raise TrainingError(f"training on Ray: {missing} is not installed; pip install capfilt[ray]") from error
-    return ray
-
-
-def _connect(ray: Any, address: str, workers: int) -> None:
-    own: dict[str, Any] = {}
-    if address == "local":
-        # more workers than cores are slow, not wrong; Ray would wait for the cores for ever. And what its own actors
-        # print is not the training's
-        own = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False, "log_to_driver": False}
-    try:
-        ray.init(address, logging_level="ERROR", **own)
-    except (ConnectionError, ValueError) as error:
-        raise TrainingError(f"address: no Ray cluster at {address!r} ({error})") from error
 
 
 def _check_room(there: Mapping[str, float], workers: int, use_gpu: bool) -> None:
@@ -137,18 +101,3 @@ def _train_here(training: Training, use_gpu: bool) -> tuple[TrainSummary, list[U
 def _first_line(error: Exception) -> str:
     error = getattr(error, "health_check_failure", error)  # Ray's word for a worker that it cannot reach any more
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-@contextmanager
-def _contained(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Within, environment variables that were not set have these values; after it, Ray's handler of Ctrl-C is gone."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    handler = signal.getsignal(signal.SIGINT)
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)

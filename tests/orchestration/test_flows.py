@@ -170,16 +170,17 @@ def test_a_shard_is_tried_again_until_the_network_is_back(configure: Configure, 
     patient = download_shard.with_options(retry_delay_seconds=0, retry_jitter_factor=0, retry_condition_fn=comes_back)
 
     @flow
-    def download_late() -> list[Any]:
-        return over_shards("download", patient, config, plan_shards(config).names, 1)
+    def download_late() -> None:
+        over_shards("download", patient, config, plan_shards(config).names, 1)
 
     try:
-        (summary,) = download_late()
+        download_late()
     finally:
         if failures:
             web.__exit__(None, None, None)
     assert failures == [True]
-    assert summary.ok == 4
+    (shard,) = Workspace(Path(config.workspace)).shard_paths()
+    assert pq.read_table(shard)["status"].to_pylist() == ["ok"] * 4
 
 
 def test_what_stands_is_not_handed_to_prefect_at_all(
@@ -241,32 +242,51 @@ class TestOverShards:
         assert tries == ["a"]
 
     def test_no_more_shards_run_at_a_time_than_the_window_is_wide(self, configure: Configure) -> None:
-        lock, running, most = threading.Lock(), [0], [0]
+        lock, running, most, done = threading.Lock(), [0], [0], list[str]()
         both = threading.Barrier(2, timeout=60)
 
         @task(cache_policy=NO_CACHE)
-        def work(config: BootstrapConfig, name: str) -> str:
+        def work(config: BootstrapConfig, name: str) -> None:
             with lock:
                 running[0] += 1
                 most[0] = max(most[0], running[0])
             both.wait()
             with lock:
                 running[0] -= 1
-            return name
+                done.append(name)
 
-        results = self.run(work, list("abcdef"), 2, configure)
-        assert sorted(results) == list("abcdef")
+        self.run(work, list("abcdef"), 2, configure)
+        assert sorted(done) == list("abcdef")
         assert most == [2]
 
+    def test_very_many_shards_are_a_bounded_number_of_tasks(
+        self, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("flows.shards.MOST_TASKS", 3)
+        batches: list[list[str]] = []
+
+        @task(cache_policy=NO_CACHE)
+        def work(config: BootstrapConfig, name: str) -> None:
+            raise AssertionError(f"a task for {name} alone")
+
+        @task(cache_policy=NO_CACHE)
+        def together(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
+            batches.append(names)
+            return {"c": ShardError("c.parquet: torn")} if "c" in names else {}
+
+        with pytest.raises(CapfiltError, match=r"1 of 8 shards failed.*c: c\.parquet: torn"):
+            self.run(work, list("abcdefgh"), 2, configure, together)
+        assert sorted(batches) == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
+
     @staticmethod
-    def run(work: Any, names: list[str], window: int, configure: Configure) -> list[Any]:
+    def run(work: Any, names: list[str], window: int, configure: Configure, together: Any = None) -> None:
         config = load_config(configure())
 
         @flow(task_runner=ThreadPoolTaskRunner(max_workers=8))
-        def step() -> list[Any]:
-            return over_shards("step", work, config, names, window)
+        def step() -> None:
+            over_shards("step", work, config, names, window, together)
 
-        return step()
+        step()
 
 
 class TestOverBatches:

@@ -1,6 +1,5 @@
 """Two Ray workers train what one process trains, over a death, and their errors read like anyone's."""
 
-import importlib
 import os
 import signal
 import sys
@@ -14,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from blip_core.cluster import ENVIRONMENT
 from blip_core.data.pairs import PairSource
 from blip_core.errors import ConfigError, TrainingError
 from blip_core.med.med import MEDConfig
 from blip_core.med.tokenizer import TokenizerConfig
-from blip_core.training.on_ray import ENVIRONMENT, train_on_ray
+from blip_core.training.on_ray import train_on_ray
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig
 from blip_core.training.run import TrainSummary
@@ -82,15 +82,13 @@ def killed_after(steps: tuple[int, ...], notes: Path) -> Progress:
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, training: Prepared, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "blip_core.training.on_ray")
-    module = importlib.import_module("blip_core.training.on_ray")
-    with pytest.raises(TrainingError, match=r"ray is not installed; pip install capfilt\[ray\]$"):
-        module.train_on_ray(training(tmp_path / "med"), 2)
+    with pytest.raises(ConfigError, match=r"^Ray: ray is not installed; pip install capfilt\[ray\]$"):
+        train_on_ray(training(tmp_path / "med"), 2)
 
 
 def test_a_cluster_that_is_not_there_is_named(training: Prepared, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    with pytest.raises(TrainingError, match=r"^address: no Ray cluster at 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"^Ray: no cluster at 'nowhere'"):
         train_on_ray(training(tmp_path / "med"), 2, address="nowhere")
 
 
