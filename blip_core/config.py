@@ -55,7 +55,9 @@ class BootstrapConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workspace: str = Field(description="folder that everything is written to", min_length=1)
+    workspace: str = Field(
+        description="folder that everything is written to, or a URL such as s3://bucket/work", min_length=1
+    )
     round: int = Field(1, description="number of the round", ge=1, le=9999)
     seed: int = Field(0, description="decides weights, order and sampling", ge=0, lt=2**31)
     workspace_url: str | None = Field(

@@ -1,5 +1,8 @@
 """The workspace: what a preview promises, opening does; and the accounts of a round."""
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,17 @@ def test_seconds_and_images_of_a_step_sum_up_over_its_runs(tmp_path: Path) -> No
         made.add_images("annotate", images)
     assert read_json(made.seconds) == {"annotate": 3.75}
     assert read_json(made.images) == {"annotate": 40}
+
+
+def test_no_addition_is_lost_among_processes(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from blip_core.workspace import Workspace
+        made = Workspace.open(sys.argv[1]).round(1)
+        for _ in range(25):
+            made.add_images("annotate", 1)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    writers = [subprocess.Popen(command) for _ in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert read_json(Workspace.open(tmp_path).round(1).images) == {"annotate": 100}
