@@ -21,8 +21,9 @@ HEARTBEAT_SECONDS = 30
 HEARTBEATS_MISSED = 3
 START_SECONDS = 180
 RERUNS = 5
-# A worker ends with an error where it is given a run whose last process it has not put away yet.
-_REST_SECONDS = 15
+# A worker is busy with a run that has crashed until it has loaded the flow once more, to ask for its hooks; one with a
+# --limit that is given the same run before that ends with an error.
+REST_SECONDS = 30
 # The state of a run that crashed before it ran: no count of its starts says how often that was.
 _NEVER_STARTED = "NeverStarted"
 # Longer than it takes to crash so again: the second time in a row is not answered, and so is the last.
@@ -38,6 +39,7 @@ def ensure_automations(
     client: SyncPrefectClient,
     silence_s: float = HEARTBEATS_MISSED * HEARTBEAT_SECONDS,
     start_s: float = START_SECONDS,
+    rest_s: float = REST_SECONDS,
     reruns: int = RERUNS,
 ) -> list[str]:
     """Makes the automations that are missing and updates those that differ; returns the names of all.
@@ -49,9 +51,11 @@ def ensure_automations(
         silence_s: seconds without a heartbeat after which a run counts as crashed, more than HEARTBEAT_SECONDS.
         start_s: seconds after which a run that a worker has taken, and that has not begun to run, counts as crashed.
             Where a run waits in `Pending` for a machine, as on Kubernetes, set it beyond that wait.
+        rest_s: seconds between a crash and the putting back, at least 10.
         reruns: how often a run that has begun is put back, at most.
     """
-    wanted = [_silent(silence_s), _stuck(start_s), _crashed(reruns), _crashed_before_start(), _never_started()]
+    crashes = [_crashed(rest_s, reruns), _crashed_before_start(rest_s), _never_started()]
+    wanted = [_silent(silence_s), _stuck(start_s), *crashes]
     for automation in wanted:
         _ensure(client, automation)
     return [automation.name for automation in wanted]
@@ -88,20 +92,20 @@ def _stuck(start_s: float) -> AutomationCore:
     )
 
 
-def _crashed(reruns: int) -> AutomationCore:
+def _crashed(rest_s: float, reruns: int) -> AutomationCore:
     return AutomationCore(
         name="capfilt: a crashed run is put back",
         description=f"A crashed run with the tag {RERUN_TAG} waits for a worker again, {reruns} times at most.",
-        trigger=_rest_after_crash(range(1, reruns + 1)),
+        trigger=_rest_after_crash(range(1, reruns + 1), rest_s),
         actions=[_put_back()],
     )
 
 
-def _crashed_before_start() -> AutomationCore:
+def _crashed_before_start(rest_s: float) -> AutomationCore:
     return AutomationCore(
         name="capfilt: a run that crashed before it started is told apart",
         description=f"A crashed run with the tag {RERUN_TAG} that never ran: its state is renamed {_NEVER_STARTED}.",
-        trigger=_rest_after_crash([0]),
+        trigger=_rest_after_crash([0], rest_s),
         actions=[_crash("The run's process was gone before the flow began.", _NEVER_STARTED)],
     )
 
@@ -123,11 +127,11 @@ def _never_started() -> AutomationCore:
     )
 
 
-def _rest_after_crash(run_counts: Iterable[int]) -> EventTrigger:
-    """Fires for a run of so many starts when it has crashed and nothing has happened since, for a little while."""
+def _rest_after_crash(run_counts: Iterable[int], rest_s: float) -> EventTrigger:
+    """Fires for a run of so many starts when it has crashed and nothing has happened since, for so long."""
     counts = [str(count) for count in run_counts]
     crashed, others = _events(("Crashed",)), _events((*_STARTS, *_ENDS, *_WAITS, "Pending", _NEVER_STARTED))
-    return _absence(crashed, others, _REST_SECONDS, (TAG, RERUN_TAG), {"prefect.run-count": counts})
+    return _absence(crashed, others, rest_s, (TAG, RERUN_TAG), {"prefect.run-count": counts})
 
 
 def _absence(

@@ -36,13 +36,16 @@ Answer = TypeVar("Answer")
 
 # A deployment with this tag has an automation that puts crashed runs back: it goes first.
 RERUN_TAG = "rerun"
-_AUTOMATION_SECONDS = 30.0
+_AUTOMATION_SECONDS = 60.0
 # The state of a run whose other shards are done; another try would end the same.
 SHARDS_FAILED = "ShardsFailed"
 
 _API_SECONDS = 300.0  # a server that restarts, or its database, is away for less
 _QUIET_SECONDS = 60.0
-_PAUSE_SECONDS = 10.0  # longer with every time that a run is put back
+# Longer with every time that a run is put back. A worker must have put the last process of a run away before.
+_PAUSE_SECONDS = 20.0
+# The worker is busy with a crashed run for a while (see flows.automations), and takes runs 10 s before their time.
+_REST_SECONDS = 40.0
 _OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 
 
@@ -122,7 +125,8 @@ class ChildRuns:
         """Lets a run that has ended be run again, `scale.tries` times at most. False: it has had them all."""
         if self._put_back[run.id] >= self._scale.tries:
             return False
-        pause = timedelta(seconds=_PAUSE_SECONDS * self._put_back[run.id])
+        rest = _REST_SECONDS if run.state is not None and run.state.is_crashed() else 0.0
+        pause = timedelta(seconds=max(rest, _PAUSE_SECONDS * self._put_back[run.id]))
         state: Any = AwaitingRetry(scheduled_time=datetime.now(UTC) + pause)
         answer = _ask(lambda client: client.set_flow_run_state(run.id, state))
         if answer.status == SetStateStatus.ACCEPT:
