@@ -16,17 +16,13 @@ from services.program import Program
 
 
 class Ray(Program):
-    """The cluster's head as a program; `address` is where it is found, `environment` what its users must have."""
+    """The cluster's head as a program; `address` is where it is, `secret` what its users' environment must have."""
 
     def __init__(self, folder: Path, cores: int) -> None:
         port = free_port()
         self.address = f"127.0.0.1:{port}"
-        environment = os.environ | {
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "OMP_NUM_THREADS": "1",
-        }
+        self.secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        environment = {**os.environ, **self.secret, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         words = ["start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
         words += ["--num-cpus", str(cores), "--num-gpus", "0", "--include-dashboard", "false"]
         words += ["--temp-dir", str(folder), "--disable-usage-stats"]
