@@ -10,6 +10,7 @@ from blip_core.errors import CapfiltError
 from flows.pool import SHARDS_FAILED
 from tasks import progress
 from tasks.annotate import Annotator, annotate_names, preview_annotation, show_shard, work_through
+from tasks.warned import counted_warnings
 from tasks.workplace import workspace_of
 
 _REASON = 300  # characters of a shard's failure that the state's message keeps
@@ -23,7 +24,8 @@ def annotate_batch(config: BootstrapConfig, names: list[str]) -> State[None]:
         config: of the annotation that they are a part of.
         names: the shards, by the stems of their files.
     """
-    return annotate_here(config, names, annotate_names)
+    with counted_warnings("annotate"):
+        return annotate_here(config, names, annotate_names)
 
 
 def annotate_here(config: BootstrapConfig, names: list[str], annotator: Annotator) -> State[None]:
