@@ -85,7 +85,9 @@ def test_documented_commands_use_options_that_there_are() -> None:
     commands = shell_commands("capfilt")
     assert {words[1] for words in commands} >= {"query", "publish", "report"}
     for _, name, *words in commands:
-        options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        options = {
+            option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, words
         for setting in (words[place + 1] for place, word in enumerate(words) if word == "--set"):
             key, _, value = setting.partition("=")

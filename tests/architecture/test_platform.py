@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+WORKERS: dict[str, dict[str, Any]] = yaml.safe_load((DEPLOYMENTS / "compose.workers.yaml").read_text())["services"]
 DOCKERFILE = (DEPLOYMENTS / "Dockerfile").read_text().replace("\\\n", " ")
 IGNORED = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().split()
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes" / "capfilt.yaml").read_text()))
@@ -42,9 +43,10 @@ KUBERNETES_VERSIONS = ("1.31", "1.35")
 ONE_SHOTS = {"migrate", "setup"}
 
 
-def test_the_compose_file_is_one() -> None:
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.workers.yaml"])
+def test_a_compose_file_is_one(name: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*command, str(DEPLOYMENTS / "compose.yaml")], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, str(DEPLOYMENTS / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -63,20 +65,22 @@ def test_compose_starts_in_order_and_what_stays_is_started_again() -> None:
 
 def test_compose_shows_the_server_to_this_machine_alone() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert ports == ["127.0.0.1:4200:4200"]
+    assert ports == ["${CAPFILT_BIND:-127.0.0.1}:4200:4200"]
 
 
-def test_the_gpu_worker_has_one_gpu_and_all_that_work_share_the_workspace() -> None:
-    (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+@pytest.mark.parametrize("services", [SERVICES, WORKERS], ids=["compose.yaml", "compose.workers.yaml"])
+def test_a_gpu_worker_has_one_gpu_and_all_that_work_share_the_workspace(services: dict[str, Any]) -> None:
+    (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], len(device["device_ids"]), device["capabilities"]) == ("nvidia", 1, ["gpu"])
-    assert SERVICES["worker-gpu"]["command"][-3:-1] == ["--limit", "1"]
+    command = services["worker-gpu"]["command"]
+    assert command[command.index("--limit") + 1] == "1"
     for name in ("worker-cpu", "worker-gpu"):
-        worker = SERVICES[name]
+        worker = services[name]
         assert any(volume.endswith(":/workspace") for volume in worker["volumes"])
         assert worker["shm_size"] == "8gb"
         assert worker["stop_grace_period"]
         assert isinstance(worker["command"], list)  # no shell between the signal and the worker
-    assert "workspace" in COMPOSE["volumes"]
+        assert worker["image"] == IMAGE
 
 
 def test_composes_server_has_the_settings_that_the_tests_run_it_with() -> None:
@@ -86,7 +90,9 @@ def test_composes_server_has_the_settings_that_the_tests_run_it_with() -> None:
     assert environment == SERVICES["services"]["environment"] == SERVICES["migrate"]["environment"]
 
 
-@pytest.mark.parametrize("source", ["compose.yaml", "kubernetes/capfilt.yaml", "systemd/capfilt.env", "prefect.yaml"])
+@pytest.mark.parametrize(
+    "source", ["compose.yaml", "compose.workers.yaml", "kubernetes/capfilt.yaml", "systemd/capfilt.env", "prefect.yaml"]
+)
 def test_every_setting_of_prefect_is_one(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / source if source == "prefect.yaml" else DEPLOYMENTS / source
     names = set(re.findall(r"\bPREFECT_[A-Z_]+\b", path.read_text()))
@@ -240,7 +246,8 @@ def test_a_unit_is_one_of_systemd(unit: Path, tmp_path: Path) -> None:
 
 def commands() -> set[tuple[str, ...]]:
     """The words of every `prefect` and `capfilt` command of the platform's files and of the documents."""
-    found = [service["command"] for service in SERVICES.values() if service.get("command", [""])[0] in PROGRAMS]
+    services = (*SERVICES.values(), *WORKERS.values())
+    found = [service["command"] for service in services if service.get("command", [""])[0] in PROGRAMS]
     specs = [m["spec"]["template"]["spec"] for m in MANIFESTS if m["kind"] in ("Deployment", "Job")]
     found += [container["command"] for spec in specs for container in spec["containers"]]
     lines = [line for unit in UNITS for line in re.findall(r"^ExecStart=\S+/bin/(.+)$", unit.read_text(), re.MULTILINE)]

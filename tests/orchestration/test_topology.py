@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import yaml
-from services.postgres import Postgres, postgres
+from services.postgres import DATABASE, USER, Postgres, postgres
 from services.prefect import Server, Worker, redis_messaging
 from services.redis import redis
 
@@ -114,6 +114,25 @@ def test_single_steps_run_in_each_pool_and_find_done_what_is_done(topology: Topo
     assert {path: path.stat().st_mtime_ns for path in topology.workspace.rglob("*.parquet")} == before
 
 
-def test_the_history_is_in_postgresql(topology: Topology) -> None:
-    assert topology.server.environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == topology.database.url
-    assert list((topology.server.log.parent).glob("*.db")) == []
+def test_a_dump_of_the_database_brings_the_history_back(topology: Topology, tmp_path: Path) -> None:
+    bin = Path(topology.database.command[0]).parent
+    login = ("--host", "127.0.0.1", "--port", str(topology.database.port), "--username", USER)
+    dump = tmp_path / "prefect.dump"
+    history = _history(topology.server)
+    assert history
+    for command in (
+        ("pg_dump", *login, "--format", "custom", "--file", str(dump), DATABASE),
+        ("createdb", *login, "restored"),
+        ("pg_restore", *login, "--dbname", "restored", "--clean", "--if-exists", str(dump)),
+    ):
+        subprocess.run([str(bin / command[0]), *command[1:]], check=True, capture_output=True)
+    restored = Server(tmp_path / "restored", topology.database.url.replace(f"/{DATABASE}", "/restored"))
+    with restored.start():
+        assert _history(restored) == history
+        assert list((tmp_path / "restored").glob("*.db")) == []
+
+
+def _history(server: Server) -> dict[str, str]:
+    """The state of every flow run, by its id."""
+    answer = httpx.post(f"{server.api}/flow_runs/filter", json={}, timeout=60, trust_env=False)
+    return {run["id"]: run["state"]["type"] for run in answer.json()}

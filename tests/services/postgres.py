@@ -35,6 +35,7 @@ class Postgres(Program):
             "127.0.0.1",
         ]
         super().__init__(command, folder / "log", lambda: _accepts(port), user=user)
+        self.port = port
         self.url = f"postgresql+asyncpg://{USER}@127.0.0.1:{port}/{DATABASE}"
 
 
