@@ -3,7 +3,6 @@
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from blip_core.config import BootstrapConfig
@@ -113,16 +112,22 @@ def _numbers(report: dict[str, Any]) -> Table:
 
 
 def print_rounds_table(rounds: list[dict[str, Any]]) -> None:
-    """Prints a line for each round on stdout; noise is by the truth, or where that is not known by the Filter."""
+    """Prints a row for each round on stdout, and below them the reasons for what became of them.
+
+    Noise is by the truth, or where that is not known by the Filter.
+    """
     table = Table()
-    for column in ("round", "state", "images", "texts kept", "noise", "text-to-image R@1", "BLEU-4", "CIDEr", "why"):
-        table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
+    for column in ("round", "state", "images", "texts", "noise", "T2I R@1", "BLEU-4", "CIDEr"):
+        table.add_column(column, justify="left" if column == "state" else "right")
     for row in rounds:
         noise = row["corpus_noise"] if row["corpus_noise"] is not None else row["estimated_noise"]
         scores = [_fraction(value) for value in (noise, row["text_to_image_r1"], row["bleu4"], row["cider"])]
-        counts = [f"{row[name]:,}" for name in ("images", "kept")]
-        table.add_row(str(row["round"]), row["state"], *counts, *scores, escape(row["why"]))
-    Console(highlight=False).print(table)
+        table.add_row(str(row["round"]), row["state"], *(f"{row[name]:,}" for name in ("images", "kept")), *scores)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in rounds:
+        if row["why"]:
+            console.print(f"round {row['round']}, {row['state']}: {row['why']}", markup=False, soft_wrap=True)
 
 
 def _fraction(value: float | None) -> str:

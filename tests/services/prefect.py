@@ -74,15 +74,16 @@ class Worker(Program):
         server: whom it asks for runs.
         pool: of which.
         folder: where its log is kept.
-        limit: flow runs at a time.
+        limit: flow runs at a time; None: any number.
         settings: more environment variables, which its flow runs have too.
     """
 
     def __init__(
-        self, server: Server, pool: str, folder: Path, limit: int = 1, settings: Mapping[str, str] | None = None
+        self, server: Server, pool: str, folder: Path, limit: int | None = 1, settings: Mapping[str, str] | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", str(limit)]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+        command += [] if limit is None else ["--limit", str(limit)]
         environment = server.client | {"PREFECT_WORKER_QUERY_SECONDS": "2"} | dict(settings or {})
         log = folder / f"worker-{pool}.log"
         super().__init__(command, log, lambda: "started!" in log.read_text(errors="replace"), environment)
