@@ -60,8 +60,10 @@ class _Crew:
         places = resources(ray, kind)
         self._new = ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(Annotating).remote
         size = config.scale.ray_actors or places
-        if size > places:
-            raise ConfigError(f"scale.ray_actors: {size} actors need a {kind} each, and the Ray cluster has {places}")
+        if not 1 <= size <= places:
+            raise ConfigError(
+                f"scale.ray_actors: {max(size, 1)} actors need a {kind} each, and the Ray cluster has {places}"
+            )
         for _ in range(min(size, len(names))):
             self._begin()
 

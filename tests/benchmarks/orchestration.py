@@ -2,12 +2,15 @@
 
 `capfilt annotate` with `engine: pool` over so many shards, at a Prefect server and a worker of its own, where the
 annotator only copies parts that were made before (copying.py). Seconds a shard are those of all the rest: planning,
-runs, process starts, the imports of each, polling, the record. Whether the server's record is complete is asked of the
-server: every run and task has ended well, and every run's end is among the events.
+runs, process starts, the imports of each, polling, the record; CPU seconds are those of all but the database. Whether
+the server's record is complete is asked of the server: every run and task has ended well, and every run's end is among
+the events.
 """
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from services.postgres import postgres  # noqa: E402
 from services.prefect import Server, Worker, redis_messaging  # noqa: E402
+from services.program import Program  # noqa: E402
 from services.redis import redis  # noqa: E402
 from services.shards import COLOURS, make_shards  # noqa: E402
 
@@ -95,8 +99,8 @@ def _save_model(folder: Path) -> None:
 
 
 @contextmanager
-def platform(folder: Path, database: str) -> Iterator[Server]:
-    """A Prefect server on this database, with the copying deployment and a worker of its pool."""
+def platform(folder: Path, database: str) -> Iterator[tuple[Server, Worker]]:
+    """A Prefect server on this database, with the copying deployment, and a worker of its pool."""
     folder.mkdir()
     with ExitStack() as stack:
         if database == "postgres":
@@ -113,17 +117,19 @@ def platform(folder: Path, database: str) -> Iterator[Server]:
                 "capfilt", work_pool_name="gpu", tags=["capfilt"], entrypoint_type=EntrypointType.MODULE_PATH
             ).apply()
         modules = {"PYTHONPATH": str(Path(__file__).parent), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-        stack.enter_context(Worker(server, "gpu", folder, WORKERS, modules)).start()
-        yield server
+        worker = Worker(server, "gpu", folder, WORKERS, modules)
+        stack.enter_context(worker).start()
+        yield server, worker
 
 
-def measure(server: Server, path: Path, shards: int) -> dict[str, Any]:
+def measure(server: Server, worker: Worker, path: Path, shards: int) -> dict[str, Any]:
     """Runs the annotation and reads the server's record of it."""
     before = rows(server)
-    began = time.monotonic()
+    began, used = time.monotonic(), _cpu_seconds(server, worker)
     command = [sys.executable, "-m", "flows", "annotate", str(path)]
     done = subprocess.run(command, cwd=ROOT, env=server.client, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - began
+    cpu = _cpu_seconds(server, worker) - used
     if done.returncode:
         raise SystemExit(f"the annotation failed: {done.stderr[-2000:]}")
     config = load_config(path)
@@ -134,11 +140,24 @@ def measure(server: Server, path: Path, shards: int) -> dict[str, Any]:
         "runs": runs,
         "seconds": round(seconds, 1),
         "seconds_per_shard": round(seconds / shards, 3),
+        "cpu_seconds_per_shard": round(cpu / shards, 3),
         "parts": _parts(config),
         "record_seconds": round(waited, 1),
         "complete": _complete(stored, runs),
         **stored._asdict(),
     }
+
+
+def _cpu_seconds(*programs: Program) -> float:
+    """Of the conductors that have ended, of these programs, and of the runs that they started and that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = ended.ru_utime + ended.ru_stime
+    for program in programs:
+        fields = Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += sum(map(int, fields[11:15])) / os.sysconf(
+            "SC_CLK_TCK"
+        )  # its own and its children's, user and system
+    return seconds
 
 
 def _parts(config: BootstrapConfig) -> int:
@@ -203,7 +222,7 @@ def show(found: list[dict[str, Any]]) -> None:
         "complete",
     )
     for words in [names, *([row[name] for name in names] for row in found)]:
-        sys.stdout.write("  ".join(f"{word!s:>17}" for word in words) + "\n")
+        sys.stdout.write("  ".join(f"{word!s:>21}" for word in words) + "\n")
 
 
 def main() -> None:
@@ -219,8 +238,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="capfilt-orchestration-") as folder:
                 path = prepare(Path(folder), shards)
                 sys.stderr.write(f"{database}: {shards} shards are ready\n")
-                with platform(Path(folder) / "platform", database) as server:
-                    found.append({"database": database, **measure(server, path, shards)})
+                with platform(Path(folder) / "platform", database) as (server, worker):
+                    found.append({"database": database, **measure(server, worker, path, shards)})
                     sys.stderr.write(f"{found[-1]}\n")
     if arguments.json:
         value = {"machine": machine(torch.device("cpu")), "workers": WORKERS, "figures": found}
