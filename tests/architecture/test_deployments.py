@@ -11,6 +11,7 @@ from prefect.flows import load_flow_from_entrypoint
 from blip_core.config import BootstrapConfig, load_config
 from flows.automations import HEARTBEAT_SECONDS, RERUN_TAG, TAG
 from flows.presets import FOLDER, read_preset
+from flows.setup_prefect import KUBERNETES_START_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -106,7 +107,9 @@ def test_the_weekly_round_waits_to_be_turned_on_and_runs_one_at_a_time() -> None
     assert schedule["cron"].split()[2:4] == ["*", "*"]
     assert schedule["cron"].split()[4].isdigit()
     assert schedule["timezone"]
-    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    limit = deployment["concurrency_limit"]
+    assert (limit["limit"], limit["collision_strategy"]) == (1, "ENQUEUE")
+    assert limit["grace_period_seconds"] >= KUBERNETES_START_SECONDS
     steps = [step for step in deployment["build"] if "flows.presets.read_schedule" in step]
     assert steps[0]["flows.presets.read_schedule"]["deployment"] == "re-bootstrap/capfilt"
     assert schedule["active"] == f"{{{{ {steps[0]['flows.presets.read_schedule']['id']}.active }}}}"
