@@ -185,8 +185,9 @@ def _post(api: str, path: str, body: dict[str, Any]) -> Any:
 
 
 def _close_dead_runs(api: str) -> None:
-    """Runs that a killed process left 'Running' are marked as crashed; the lock says that none of them is alive."""
-    dead = _post(api, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}, "limit": 200})
+    """Runs that a killed process left running or paused are marked as crashed; the lock says that none is alive."""
+    left = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PAUSED"]}}}, "limit": 200}
+    dead = _post(api, "flow_runs/filter", left)
     state = {"type": "CRASHED", "message": "The process was killed; a later run of the same configuration goes on."}
     for run in dead:
         _post(api, f"flow_runs/{run['id']}/set_state", {"state": state, "force": True})

@@ -1,10 +1,13 @@
 """Rounds that a person approves: with a real server and worker, answered as Prefect's UI answers."""
 
+import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +21,20 @@ from blip_core.corpus.rounds import promoted_round, round_states
 from blip_core.files import read_json
 from blip_core.workspace import Workspace
 
+pytestmark = pytest.mark.timeout(900)  # a round takes some seconds, or minutes on a busy machine
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 240.0
 BUSY = 503  # of a server whose SQLite is locked
+
+
+def wait(look: Callable[[], Any], wanted: Callable[[Any], bool], log: Callable[[], str] = str) -> Any:
+    """Looks until it sees what is wanted, and returns that."""
+    deadline = time.monotonic() + SECONDS
+    while not wanted(found := look()):
+        assert time.monotonic() < deadline, f"{found}\n{log()}"
+        time.sleep(0.5)
+    return found
 
 
 class Platform(NamedTuple):
@@ -54,12 +68,7 @@ class Platform(NamedTuple):
         return found
 
     def wait(self, look: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
-        deadline = time.monotonic() + SECONDS
-        while not wanted(found := look()):
-            log = self.worker.log.read_text(errors="replace")[-6000:]
-            assert time.monotonic() < deadline, f"{found}\n{log}"
-            time.sleep(0.5)
-        return found
+        return wait(look, wanted, lambda: self.worker.log.read_text(errors="replace")[-6000:])
 
     def form(self, run: str) -> tuple[dict[str, Any], str]:
         """The schema of the resume form, and the page above it."""
@@ -224,3 +233,29 @@ def test_a_run_of_the_command_line_waits_and_prints_where_to_answer(
     states = [(row["round"], row["state"]) for row in yaml.safe_load(rounds)]
     assert max(states) == (max(states)[0], "promoted")
     assert promoted_round(Workspace.existing(configured["workspace"])) == max(states)[0]
+
+
+def test_a_run_of_the_command_line_that_was_killed_while_it_waited_is_asked_about_again(
+    configured: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "weekly.yaml"
+    config.write_text(yaml.safe_dump(configured | {"workspace": str(tmp_path / "workspace")}))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "flows", "re-bootstrap", str(config)]
+    for _ in range(2):
+        with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as program:
+            assert program.stderr is not None
+            lines = list(takewhile(lambda line: "resume the run at" not in line, program.stderr))
+            paused = wait(lambda: states_of(tmp_path / "workspace"), lambda states: "PAUSED" in states)
+            program.kill()
+        assert any("round 1 passes the gate" in line for line in lines), lines
+    assert sorted(paused) == ["CRASHED", "PAUSED"]
+    assert Workspace.existing(tmp_path / "workspace").round_numbers() == [1]
+
+
+def states_of(workspace: Path) -> list[str]:
+    """The states of the cycles in the history of a workspace's own server."""
+    with closing(sqlite3.connect(workspace / ".prefect" / "prefect.db", timeout=60)) as history:
+        found = history.execute("SELECT state_type FROM flow_run WHERE parent_task_run_id IS NULL")
+        return [state for (state,) in found]
