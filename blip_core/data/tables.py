@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from blip_core import stores
 from blip_core.errors import InputError
 from blip_core.settings import Settings, required, setting
 
@@ -178,7 +179,7 @@ def _opened(path: str, what: str) -> Iterator[IO[bytes]]:
             yield file
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; name {what}") from error
-    except (OSError, ValueError, KeyError, EOFError, ImportError, zlib.error, pa.ArrowException) as error:
+    except stores.errors(ValueError, KeyError, EOFError, ImportError, zlib.error, pa.ArrowException) as error:
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path}: cannot be read as {what} ({cause[0]})") from error
 
