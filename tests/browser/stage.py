@@ -21,7 +21,7 @@ from blip_core.scenes.server import serve_scenes
 from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
 
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
-RUN_SECONDS = 280.0
+RUN_SECONDS = 600.0
 
 
 class Stage(NamedTuple):
@@ -34,9 +34,13 @@ class Stage(NamedTuple):
     files: str  # where the workspace's parent folder is served
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The server's own word, to compare with what the page shows."""
+        """The server's own word, to compare with what the page shows; a busy database is asked again."""
         method = "GET" if body is None else "POST"
-        answer = httpx.request(method, f"{self.server.api}/{path}", json=body, timeout=60, trust_env=False)
+        for _ in range(10):
+            answer = httpx.request(method, f"{self.server.api}/{path}", json=body, timeout=60, trust_env=False)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
         assert answer.is_success, answer.text
         return answer.json()
 
@@ -65,18 +69,18 @@ class Stage(NamedTuple):
             found = label.locator("xpath=ancestor::div[contains(concat(' ',@class,' '),' schema-form-property ')][1]")
         return found  # type: ignore[no-any-return]
 
-    def wait_for_end(self, run_id: str) -> str:
-        """The name of the state that a run ends in."""
-        return self.wait_for(run_id, *ENDS)
+    def wait_for_end(self, run_id: str, seconds: float = RUN_SECONDS) -> None:
+        """Waits until a run has completed."""
+        self.wait_for(run_id, "Completed", seconds)
 
-    def wait_for(self, run_id: str, *states: str) -> str:
-        """Waits until a run is in one of these states, and returns its name."""
-        deadline = time.monotonic() + RUN_SECONDS
-        while (state := self.ask(f"flow_runs/{run_id}")["state"])["name"] not in states:
-            assert time.monotonic() < deadline, f"{run_id} is {state['name']}: {state['message']}"
-            assert state["name"] not in ENDS, f"{run_id} is {state['name']}: {state['message']}"
+    def wait_for(self, run_id: str, state: str, seconds: float = RUN_SECONDS) -> None:
+        """Waits until a run is in the state of this name; another end fails the test with the run's message."""
+        deadline = time.monotonic() + seconds
+        while (found := self.ask(f"flow_runs/{run_id}")["state"])["name"] != state:
+            what = f"run {run_id} is {found['name']}: {found['message']}"
+            assert found["name"] not in ENDS, what
+            assert time.monotonic() < deadline, what
             time.sleep(1)
-        return str(state["name"])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Debian's Chromium without a window, driven by Playwright, with a note of every address that it asks for."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ FLAGS = [
 ]
 SIZE = {"width": 1440, "height": 900}
 WAIT_SECONDS = 60
-LOOPBACK = {"127.0.0.1", "localhost"}
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class Browser:
@@ -34,7 +35,7 @@ class Browser:
         self.foreign: set[str] = set()
         context.set_default_timeout(WAIT_SECONDS * 1000)
         expect.set_options(timeout=WAIT_SECONDS * 1000)
-        context.route(lambda url: not is_local(url), lambda route: route.abort())
+        context.route(re.compile(f"^https?://(?!{'|'.join(map(re.escape, LOOPBACK))})"), lambda route: route.abort())
         context.on("request", lambda request: self._note(request.url))
         self.page: Page = context.pages[0] if context.pages else context.new_page()
         self.page.on("websocket", lambda socket: self._note(socket.url))
