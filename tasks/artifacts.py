@@ -44,13 +44,13 @@ class ArtifactDisplay:
 
     def show(self, step: str, done: int, total: int, note: str) -> None:
         """The artifact's key is `<step>-progress`, or `training-<model>` where a model is trained."""
-        if flow_run.flow_name in UNSHOWN:
-            return
         place = (flow_run.id or "", step)
         now = time.monotonic()
         if done < total and now - self._last.get(place, -UPDATE_SECONDS) < UPDATE_SECONDS:
             return
         self._last[place] = now
+        if flow_run.flow_name in UNSHOWN:
+            return
         percent = min(100.0 * done / total, 100.0) if total else 100.0
         said = f"{step}: {done:,} of {total:,}" + (f", {note}" if note else "")
         _write(ArtifactCreate(type="progress", key=progress_key(step), data=percent, description=said), hurried=True)
