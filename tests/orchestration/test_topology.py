@@ -1,12 +1,14 @@
-"""What deployments/compose.yaml describes, of plain processes: PostgreSQL, Redis, server, and a worker of each pool.
+"""deployments/compose.yaml by its own commands, as plain processes: PostgreSQL, Redis, server, set-up, two workers.
 
 A cycle started at the server goes through both pools, and ends there.
 """
 
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +17,17 @@ import pytest
 import yaml
 from services.postgres import DATABASE, USER, Postgres, postgres
 from services.prefect import Server, Worker, redis_messaging
+from services.program import Program
 from services.redis import redis
 
 from blip_core.corpus.query import run_query
 from blip_core.workspace import Workspace
+from flows.server import free_port
 
 ROOT = Path(__file__).parents[2]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deployments" / "compose.yaml").read_text())["services"]
+SERVER_SETTINGS: dict[str, str] = SERVICES["api"]["environment"]
+MODULES = {"prefect": "prefect", "capfilt": "flows"}
 END_SECONDS = 270.0
 ENDS = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -67,28 +74,52 @@ def topology(published: Path, tiny_web: Path, tmp_path_factory: pytest.TempPathF
             }
         )
     )
-    with postgres() as database, redis(folder) as messages:
-        server = Server(folder / "server", database.url, redis_messaging(messages.port))
-        workers = [Worker(server, pool, folder / pool) for pool in ("cpu", "gpu")]
+    with postgres() as database, redis(folder) as messages, ExitStack() as running:
+        settings = {name: SERVER_SETTINGS[name] for name in SERVER_SETTINGS if name.endswith("MIGRATE_ON_START")}
+        server = Server(folder / "server", database.url, settings | redis_messaging(messages.port))
+        port = server.api.split(":")[2].removesuffix("/api")
+        server.command = command("api", {"0.0.0.0": "127.0.0.1", "4200": port})
+        _do(command("migrate"), folder, server.environment)
+        running.enter_context(server.start())
+        _do([sys.executable, *check("api", "4200", port)], folder, server.environment)
+        services = Program(command("services"), folder / "services.log", environment=server.environment)
+        running.enter_context(services.start())
+        _do(command("setup"), folder, server.client | {"CAPFILT_CONFIG": str(config)})
+        workers = [_worker(server, pool, folder / pool) for pool in ("cpu", "gpu")]
+        for worker in workers:
+            running.enter_context(worker.start())
+            health = worker.environment["PREFECT_WORKER_WEBSERVER_PORT"]
+            _do([sys.executable, *check(f"worker-{worker.log.parent.name}", "8080", health)], folder, server.client)
+        yield Topology(
+            server,
+            database,
+            folder / "work",
+            lambda: "\n".join(worker.log.read_text(errors="replace")[-4000:] for worker in workers),
+        )
 
-        def logs() -> str:
-            return "\n".join(worker.log.read_text(errors="replace")[-4000:] for worker in workers)
 
-        with server.start():
-            _do(server, folder, sys.executable, "-m", "flows", "setup-prefect", "--gpus", "1", "--no-deploy")
-            deploy = ("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
-            _do(server, folder, sys.executable, "-m", *deploy, CAPFILT_CONFIG=str(config))
-            with workers[0], workers[1]:
-                for worker in workers:
-                    worker.start()
-                yield Topology(server, database, folder / "work", logs)
+def command(service: str, changes: Mapping[str, str] | None = None) -> list[str]:
+    """The command of a compose service, run by this Python, its variables at their defaults."""
+    program, *words = (re.sub(r"\${\w+:-(.*?)}", r"\1", word) for word in SERVICES[service]["command"])
+    return [sys.executable, "-m", MODULES[program], *((changes or {}).get(word, word) for word in words)]
 
 
-def _do(server: Server, folder: Path, *command: str, **environment: str) -> None:
-    done = subprocess.run(
-        command, env=server.client | environment, cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def check(service: str, port: str, ours: str) -> list[str]:
+    """The arguments of the Python that checks a compose service's health, at another port."""
+    kind, program, *words = SERVICES[service]["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "python")
+    return [word.replace(f":{port}/", f":{ours}/") for word in words]
+
+
+def _worker(server: Server, pool: str, folder: Path) -> Worker:
+    worker = Worker(server, pool, folder, settings={"PREFECT_WORKER_WEBSERVER_PORT": str(free_port())})
+    worker.command = command(f"worker-{pool}")
+    return worker
+
+
+def _do(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.timeout(600)
