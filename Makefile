@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint photos speed annotate bench clean
+.PHONY: setup demo test lint photos speed annotate orchestration bench chaos clean
 
 setup: $(READY)
 
@@ -36,7 +36,16 @@ speed: setup
 annotate: setup
 	$(BIN)/python tests/benchmarks/annotate.py
 
-bench: photos speed annotate
+orchestration: setup
+	$(BIN)/python tests/benchmarks/orchestration.py
+
+bench: photos speed annotate orchestration
+
+# Faults at random moments; CAPFILT_CHAOS_SEED=N and CAPFILT_CHAOS_SEEDS=N choose the seeds
+chaos: export CAPFILT_CHAOS_SEEDS ?= 20
+chaos: export CAPFILT_CHAOS_OUTPUT ?= build/chaos.jsonl
+chaos: setup
+	$(BIN)/python -m pytest -s tests/chaos
 
 clean:
 	rm -rf capfilt-demo capfilt-photos

@@ -27,8 +27,10 @@ from blip_core.errors import ConfigError
 from blip_core.workspace import Workspace
 from flows.annotate import annotate
 
+# processes that import torch, a dozen of them in some tests
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
-SECONDS = 280.0
+SECONDS = 400.0
 SHARDS, IMAGES = 6, 32
 
 Answer = TypeVar("Answer")
@@ -222,7 +224,7 @@ def test_who_cancels_the_conductor_cancels_its_runs(bench: Bench) -> None:
     task = bench.ask(lambda client: client.read_task_run(parent))
     bench.ask(lambda client: client.set_flow_run_state(task.flow_run_id, Cancelled(), force=True))
     output = ends(conductor, 1)
-    assert "cancelled (The parent flow run was cancelled" in output
+    assert re.search(r"its run annotate-\w+ cancelled", output)
     assert {run.state_name for run in bench.runs(config)} == {"Cancelled"}
 
 

@@ -15,6 +15,7 @@ from blip_core.scenes.server import serve_scenes
 from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
 from blip_core.workspace import Workspace
 
+pytestmark = pytest.mark.timeout(600)
 SECONDS = 240
 
 
