@@ -99,15 +99,14 @@ def pairs_digest(sources: Sequence[PairSource]) -> str:
     digest = hashlib.sha256()
     for source in sources:
         with _open(source.path) as parquet:
-            groups, names = parquet.num_row_groups, parquet.schema_arrow.names
-        identity = "sha256" if "sha256" in names else source.image
-        for group in range(groups):
-            rows = _read_group(source, group, identity)
-            images = _values(rows[identity])
-            for row, texts in _group_texts(source, rows):
-                image = images[row].as_py()
-                digest.update(image if isinstance(image, bytes) else str(image).encode())
-                digest.update("\0".join(texts).encode() + b"\n")
+            identity = "sha256" if "sha256" in parquet.schema_arrow.names else source.image
+            for group in range(parquet.num_row_groups):
+                rows = _read_from(parquet, source.path, [group], _text_columns(source, identity))
+                images = _values(rows[identity])
+                for row, texts in _group_texts(source, rows):
+                    image = images[row].as_py()
+                    digest.update(image if isinstance(image, bytes) else str(image).encode())
+                    digest.update("\0".join(texts).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 
@@ -142,9 +141,8 @@ def read_pairs(source: PairSource, group: int, shares: Collection[int] = (0,), p
 def _first_uid(shard: Path) -> str:
     """The lowest uid of a shard, whose rows are sorted by it."""
     with _open(shard) as parquet:
-        if not parquet.num_row_groups:
-            return ""
-    return min(_read(shard, 0, ["uid"])["uid"].to_pylist(), default="")
+        first = _read_from(parquet, shard, range(min(1, parquet.num_row_groups)), ["uid"])
+    return min(first["uid"].to_pylist(), default="")
 
 
 def _open(path: Path, read_ahead: int = stores.READ_AHEAD) -> pq.ParquetFile:
@@ -157,17 +155,25 @@ def _open(path: Path, read_ahead: int = stores.READ_AHEAD) -> pq.ParquetFile:
 def _read(path: Path, group: int | None, columns: list[str]) -> pa.Table:
     """Columns of one row group, or of all."""
     with _open(path) as parquet:
-        groups = range(parquet.num_row_groups) if group is None else [group]
-        try:
-            return parquet.read_row_groups(groups, columns=columns, use_threads=False)
-        except stores.errors(pa.ArrowException) as error:
-            raise ShardError(f"{path}: row group {group or 0} cannot be read ({error})") from error
+        return _read_from(parquet, path, range(parquet.num_row_groups) if group is None else [group], columns)
 
 
-def _read_group(source: PairSource, group: int, *more: str) -> pa.Table:
-    """One row group: the columns of the texts, and `more`."""
-    columns = {name for name in (source.caption, source.uid, "status", *more) if name is not None}
-    return _read(source.path, group, sorted(columns))  # a column that is not there is passed over
+def _read_from(parquet: pq.ParquetFile, path: Path, groups: Sequence[int], columns: list[str]) -> pa.Table:
+    """Columns of some row groups of an open file; one that is not there is passed over."""
+    try:
+        return parquet.read_row_groups(list(groups), columns=columns, use_threads=False)
+    except stores.errors(pa.ArrowException) as error:
+        raise ShardError(f"{path}: row group {next(iter(groups), 0)} cannot be read ({error})") from error
+
+
+def _text_columns(source: PairSource, *more: str) -> list[str]:
+    """The columns of the texts, and `more`."""
+    return sorted({name for name in (source.caption, source.uid, "status", *more) if name is not None})
+
+
+def _read_group(source: PairSource, group: int) -> pa.Table:
+    """One row group: the columns of the texts."""
+    return _read(source.path, group, _text_columns(source))
 
 
 def _read_images(source: PairSource, group: int, rows: list[int]) -> list[bytes | None]:
