@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import typer
 import yaml
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import Settings
+from prefect.testing.utilities import prefect_test_harness
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from services.prefect import redis_messaging
 from services.program import find_program
@@ -160,6 +162,7 @@ def test_the_image_installs_what_the_project_asks_for_in_the_tested_versions() -
 
 
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
+@pytest.mark.usefixtures("prefect_server")
 def test_a_job_of_the_pools_template_is_one_of_kubernetes(pool: str) -> None:
     manifest = job(pool)
     for version in KUBERNETES_VERSIONS:
@@ -181,6 +184,7 @@ def test_a_job_of_the_pools_template_is_one_of_kubernetes(pool: str) -> None:
     assert environment["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_workspace_on_s3_needs_no_claim() -> None:
     manifest = job("gpu", workspace_volume={"name": "workspace", "emptyDir": {}})
     kubernetes_validate.validate(manifest, KUBERNETES_VERSIONS[0], strict=True)
@@ -195,6 +199,13 @@ def test_a_template_describes_each_of_its_variables_and_uses_it(pool: str) -> No
     for name, variable in variables.items():
         assert variable["title"], name
         assert variable["description"], name
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    """A server for the worker's own code, which asks one for blocks that a template may name."""
+    with prefect_test_harness():
+        yield
 
 
 def job(pool: str, **variables: Any) -> dict[str, Any]:
