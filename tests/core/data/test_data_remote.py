@@ -1,6 +1,9 @@
 """Pairs and shards in an object store: the same rows, also from worker processes, and no more fetched than is asked."""
 
 import itertools
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from blip_core import stores
 from blip_core.data.pairs import PairSource, human_source, pairs_digest
@@ -44,18 +46,33 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# A process of its own, for the server that workers are forked from keeps the environment that it was started in.
+STREAM = """
+import itertools, pickle, sys
+from blip_core.data.stream import PairStream
+
+if __name__ == "__main__":
+    sources, settings, workers = pickle.load(sys.stdin.buffer)
+    batches = itertools.islice(PairStream(sources, 8, settings, 3, workers=workers).batches(), 12)
+    sys.stdout.buffer.write(pickle.dumps([(batch.images.numpy(), batch.texts) for batch in batches]))
+"""
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_batches_of_a_stream_are_those_of_local_files(
-    write_pairs: Callable[..., PairSource], bucket: str, workers: int
+    write_pairs: Callable[..., PairSource], bucket: str, workers: int, tmp_path: Path
 ) -> None:
     local = [write_pairs("a", range(30), 4, broken=[5, 17]), write_pairs("b", range(30, 50), 3)]
     remote = [replace(source, path=put(source.path, bucket)) for source in local]
     assert pairs_digest(remote) == pairs_digest(local)
-    expected = PairStream(local, 8, AUGMENTED, 3).batches()
-    found = PairStream(remote, 8, AUGMENTED, 3, workers=workers).batches()
-    for one, other in itertools.islice(zip(expected, found, strict=True), 12):
-        assert torch.equal(one.images, other.images)
-        assert one.texts == other.texts
+    script = tmp_path / "stream.py"
+    script.write_text(STREAM)
+    given = pickle.dumps((remote, AUGMENTED, workers))
+    found = pickle.loads(subprocess.run([sys.executable, script], input=given, capture_output=True, check=True).stdout)  # noqa: S301
+    expected = list(itertools.islice(PairStream(local, 8, AUGMENTED, 3).batches(), 12))
+    for one, (images, texts) in zip(expected, found, strict=True):
+        assert np.array_equal(one.images.numpy(), images)
+        assert one.texts == texts
 
 
 def test_human_pairs_are_trained_on_where_they_lie(write_pairs: Callable[..., PairSource], bucket: str) -> None:
