@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -31,7 +32,9 @@ from flows.annotate import annotate
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 SECONDS = 400.0
-SHARDS, IMAGES = 6, 32
+SHARDS, IMAGES = 4, 32
+RUNS = SHARDS // 2
+PRETRAIN = FlowRunFilterName(any_=["pretrain"])  # as runs are named that the conductor hands out
 
 Answer = TypeVar("Answer")
 Parts = dict[str, bytes]
@@ -89,7 +92,8 @@ def bench(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("bench")
     make_shards(folder / "drawn", SHARDS, IMAGES)
     models = {name: str(published / name) for name in ("captioner", "filter")}
-    with Server(folder / "server") as server:
+    soon = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "2"}
+    with Server(folder / "server", settings=soon) as server:
         assert isinstance(server, Server)
         server.start()
         setup = [sys.executable, "-m", "flows", "setup-prefect", "--gpus", "2"]
@@ -163,7 +167,7 @@ def test_runs_in_a_work_pool_make_the_same_bytes(bench: Bench, expected: Parts) 
     output = ends_well(bench.start("annotate", config))
     assert parts(config) == expected
     assert len(expected) == SHARDS
-    assert sorted(len(run.parameters["names"]) for run in bench.runs(config)) == [2, 2, 2]
+    assert sorted(len(run.parameters["names"]) for run in bench.runs(config)) == [2] * RUNS
     assert f"{SHARDS * IMAGES} of {SHARDS * IMAGES}" in output
     images, seconds = (annotations(config).parent / f"{name}.json" for name in ("images", "seconds"))
     assert yaml.safe_load(images.read_text()) == {"annotate": SHARDS * IMAGES}
@@ -196,19 +200,19 @@ def test_a_killed_run_is_put_back_and_makes_only_what_is_missing(bench: Bench, e
 def test_a_conductor_that_was_killed_adopts_its_open_runs(bench: Bench, expected: Parts) -> None:
     config = bench.config("adopted", "pool")
     conductor = bench.start("annotate", config)
-    wait_for(lambda: len(bench.runs(config)) == 3, conductor)
+    wait_for(lambda: len(bench.runs(config)) == RUNS, conductor)
     conductor.kill()
     conductor.communicate()
     output = ends_well(bench.start("annotate", config))
-    assert re.search(r"annotate: [123] runs of an earlier conductor are open", output)
+    assert re.search(r"annotate: [12] runs of an earlier conductor are open", output)
     assert parts(config) == expected
-    assert len(bench.runs(config)) == 3
+    assert len(bench.runs(config)) == RUNS
 
 
 def test_the_conductor_waits_while_the_server_is_away(bench: Bench, expected: Parts) -> None:
     config = bench.config("away", "pool")
     conductor = bench.start("annotate", config)
-    wait_for(lambda: len(bench.runs(config)) == 3, conductor)
+    wait_for(lambda: len(bench.runs(config)) == RUNS, conductor)
     bench.server.kill()
     time.sleep(10)
     bench.server.start()
@@ -217,15 +221,20 @@ def test_the_conductor_waits_while_the_server_is_away(bench: Bench, expected: Pa
 
 
 def test_who_cancels_the_conductor_cancels_its_runs(bench: Bench) -> None:
-    config = bench.config("cancelled", "pool", annotate={"workers": 0, "batch_size": 1, "candidates": 30})
+    slowly = {"workers": 0, "batch_size": 1, "candidates": 100}
+    scale = {"shards_per_run": 1, "poll_seconds": 0.5}
+    config = bench.config("cancelled", "pool", annotate=slowly, scale=scale)
     conductor = bench.start("annotate", config)
+    wait_for(lambda: len(bench.runs(config)) == SHARDS, conductor)
     wait_for(lambda: any(run.run_count for run in bench.runs(config)), conductor)
     (parent,) = {run.parent_task_run_id for run in bench.runs(config)[:1]}
     task = bench.ask(lambda client: client.read_task_run(parent))
     bench.ask(lambda client: client.set_flow_run_state(task.flow_run_id, Cancelled(), force=True))
     output = ends(conductor, 1)
     assert re.search(r"its run annotate-\w+ cancelled", output)
-    assert {run.state_name for run in bench.runs(config)} == {"Cancelled"}
+    states = Counter(run.state_name for run in bench.runs(config))
+    assert states.keys() <= {"Cancelled", "Completed"}
+    assert states["Cancelled"] >= SHARDS - 2
 
 
 def test_a_torn_shard_is_named_with_its_reason_and_the_others_are_done(bench: Bench, expected: Parts) -> None:
@@ -265,19 +274,18 @@ def test_a_killed_actor_is_replaced_and_its_shard_given_out_again(bench: Bench, 
     assert parts(config) == expected
 
 
-@pytest.mark.parametrize("engine", ["pool", "ray"])
-def test_a_training_is_the_same_on_each_engine(
-    engine: str, bench: Bench, cluster: Ray, tiny_web: Path, tmp_path: Path
-) -> None:
+def test_a_training_is_the_same_on_each_engine(bench: Bench, cluster: Ray, tiny_web: Path) -> None:
     tiny = yaml.safe_load((ROOT / "tests" / "orchestration" / "tiny.yaml").read_text())
-    human = {"human": {"path": str(tiny_web / "human.parquet")}}
-    scale = {"poll_seconds": 0.5, "ray_address": cluster.address}
-    digests = set()
-    for name in ("local", engine):
-        config = bench.config(f"training-{engine}-{name}", name, **tiny, **human, scale=scale)
+    tiny["human"] = {"path": str(tiny_web / "human.parquet")}
+    tiny["scale"] = {"poll_seconds": 0.5, "ray_address": cluster.address}
+    digests = {}
+    for engine in ("local", "pool", "ray"):
+        config = bench.config(f"training-{engine}", engine, **tiny)
         ends_well(bench.start("pretrain", config, **cluster.secret))
-        digests.add(yaml.safe_load((annotations(config).parent / "med" / "config.json").read_text())["digest"])
-    assert len(digests) == 1
+        digests[engine] = yaml.safe_load((annotations(config).parent / "med" / "config.json").read_text())["digest"]
+    assert len(set(digests.values())) == 1, digests
+    runs = bench.ask(lambda client: client.read_flow_runs(flow_run_filter=FlowRunFilter(name=PRETRAIN)))
+    assert [run.work_pool_name for run in runs] == ["gpu"]
 
 
 def test_a_server_without_the_deployment_is_told_in_a_line(bench: Bench, prefect_server: None) -> None:
