@@ -52,6 +52,12 @@ class Program:
 
     def start(self) -> "Program":
         """Starts it and waits until it is ready; a program that ends before fails the test with its log."""
+        self.launch()
+        self.wait_ready()
+        return self
+
+    def launch(self) -> None:
+        """Starts it and waits for nothing."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
@@ -62,8 +68,6 @@ class Program:
                 user=self.user,
                 start_new_session=True,
             )
-        self.wait_ready()
-        return self
 
     def wait_ready(self) -> None:
         """Waits until the program answers."""
