@@ -15,6 +15,7 @@ import httpx
 import yaml
 from playwright.sync_api import Locator, Page
 from services.browser import browser
+from services.postgres import postgres
 from services.prefect import Server, Worker
 
 from blip_core.scenes.server import serve_scenes
@@ -102,7 +103,9 @@ def stage(folder: Path, scenes: ScenesConfig, settings: Mapping[str, Any]) -> It
         }
         config = folder / "round.yaml"
         config.write_text(yaml.safe_dump(values, sort_keys=False))
-        server = Server(folder / "server")
+        # SQLite answers "database is locked" where a machine is busy, and the form then stays where it is.
+        database = running.enter_context(postgres())
+        server = Server(folder / "server", database.url)
         running.enter_context(server).start()
         command = [sys.executable, "-m", "flows", "setup-prefect", str(config), "--gpus", "1"]
         made = subprocess.run(command, env=server.client, capture_output=True, text=True, check=False)
