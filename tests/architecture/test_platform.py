@@ -100,7 +100,7 @@ def test_every_setting_of_prefect_is_one(source: str, monkeypatch: pytest.Monkey
     names = set(re.findall(r"\bPREFECT_[A-Z_]+\b", path.read_text()))
     assert names
     ours = {name for name in names if not name.startswith(("PREFECT_REDIS_", "PREFECT_INTEGRATIONS_"))}
-    values = {"HEARTBEAT_FREQUENCY": "30", "LEASE_STORAGE": "prefect_redis.lease_storage"}
+    values = {"HEARTBEAT_FREQUENCY": "30", "LEASE_STORAGE": "prefect_redis.lease_storage", "EXTRA_CODES": "500"}
     for name in sorted(ours):
         kind = next((value for end, value in values.items() if name.endswith(end)), "")
         known = any(

@@ -27,6 +27,8 @@ Answer = TypeVar("Answer")
 
 ROOT = Path(__file__).parents[2]
 POOLS = ("cpu", "gpu")
+# As deployments/ set it for workers and runs: asked again for a minute while a database starts again.
+PATIENT = {"PREFECT_CLIENT_RETRY_EXTRA_CODES": "500"}
 _LIMITS = {"cpu": None, "gpu": 1}  # as the units in deployments/systemd have it
 _API_SECONDS = 240.0
 
@@ -116,7 +118,7 @@ def platform(folder: Path, config: Path, settings: dict[str, str]) -> Iterator[P
         server = Server(folder / "server", database.url, redis_messaging(messages.port))
         supervised = stack.enter_context(Supervised(server).start())
         workers = {
-            pool: Supervised(Worker(server, pool, folder / pool, _LIMITS[pool], settings | _mark()))
+            pool: Supervised(Worker(server, pool, folder / pool, _LIMITS[pool], settings | PATIENT | _mark()))
             for pool in POOLS
         }
         made = Platform(database, supervised, workers)
