@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.server import free_port
-from services.program import Program
+from services.program import Program, accepts
 
 USER = "postgres"  # whom Debian's package makes; PostgreSQL refuses to run as root
 DATABASE = "prefect"
@@ -34,7 +33,7 @@ class Postgres(Program):
             "-h",
             "127.0.0.1",
         ]
-        super().__init__(command, folder / "log", lambda: _accepts(port), user=user)
+        super().__init__(command, folder / "log", lambda: accepts(port), user=user)
         self.port = port
         self.url = f"postgresql+asyncpg://{USER}@127.0.0.1:{port}/{DATABASE}"
 
@@ -70,11 +69,3 @@ def _programs() -> Path:
     if found := shutil.which("initdb"):
         return Path(found).parent
     pytest.skip("postgresql is not installed")
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

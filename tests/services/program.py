@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -111,3 +112,12 @@ def find_program(*names: str) -> str:
         if path := shutil.which(name):
             return path
     pytest.skip(f"{names[0]} is not installed")
+
+
+def accepts(port: int) -> bool:
+    """Whether a program takes connections on this port of loopback."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

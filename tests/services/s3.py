@@ -1,7 +1,6 @@
 """An object store of a test's own: moto's server, which speaks S3, on loopback."""
 
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.server import free_port
-from services.program import Program
+from services.program import Program, accepts
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -22,7 +21,7 @@ class S3(Program):
     def __init__(self, folder: Path) -> None:
         port = free_port()
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        super().__init__(command, folder / "s3.log", lambda: _accepts(port))
+        super().__init__(command, folder / "s3.log", lambda: accepts(port))
         self.variables = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "testing",
@@ -43,11 +42,3 @@ def s3(folder: Path) -> Iterator[S3]:
     """A running store without buckets; its log lies in the folder."""
     with S3(folder) as server:
         yield server.start()
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
