@@ -30,12 +30,12 @@ from prefect.states import AwaitingRetry
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError, ConfigError
 from blip_core.files import fingerprint
+from flows.automations import RERUN_TAG
 from tasks import progress
 
 Answer = TypeVar("Answer")
 
-# A deployment with this tag has an automation that puts crashed runs back: it goes first.
-RERUN_TAG = "rerun"
+# How long the automation that puts back runs with RERUN_TAG goes first.
 _AUTOMATION_SECONDS = 60.0
 # The state of a run whose other shards are done; another try would end the same.
 SHARDS_FAILED = "ShardsFailed"
