@@ -113,7 +113,7 @@ def _crashed_before_start(rest_s: float) -> AutomationCore:
 def _never_started() -> AutomationCore:
     return AutomationCore(
         name="capfilt: a run that never started is put back",
-        description=f"Such a run waits for a worker again, once in {_NEVER_STARTED_PERIOD} hours.",
+        description=f"Such a run waits for a worker again, once in {_NEVER_STARTED_PERIOD.seconds // 60} minutes.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             expect=_events((_NEVER_STARTED,)),

@@ -48,9 +48,22 @@ class TellingRetryAfter(urllib.request.HTTPDefaultErrorHandler):
         raise urllib.error.HTTPError(req.full_url, code, f"{msg} [Retry-After: {asked}]" if asked else msg, hdrs, fp)
 
 
-def die_with_parent() -> None:
-    """Asks the kernel to kill this process when the one that started it is gone."""
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to kill this process when `parent`, which started it, is gone; where it is already, ends it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died between the start of this process and the call
+        os._exit(1)
+
+
+def let_forked_die_with_their_parent() -> None:
+    """Has every process that is forked from now on begin with `die_with_parent`."""
+    forking = 0
+
+    def note() -> None:
+        nonlocal forking
+        forking = os.getpid()
+
+    os.register_at_fork(before=note, after_in_child=lambda: die_with_parent(forking))
 
 
 def start_workers_by_fork() -> None:
@@ -73,15 +86,14 @@ def main(parent: int, settings: dict[str, Any], cluster: dict[str, Any] | None) 
     """
     tell_retry_after()  # which forked workers keep
     if sys.platform == "linux":
-        die_with_parent()
+        die_with_parent(parent)
         if cluster is None:
-            os.register_at_fork(after_in_child=die_with_parent)
+            let_forked_die_with_their_parent()
             start_workers_by_fork()
-    if os.getppid() == parent:
-        if cluster is not None:
-            workers = {"env_vars": cluster["environment"], "worker_process_setup_hook": tell_retry_after}
-            importlib.import_module("ray").init(cluster["address"], logging_level="ERROR", runtime_env=workers)
-        importlib.import_module("img2dataset").download(**settings)
+    if cluster is not None:
+        workers = {"env_vars": cluster["environment"], "worker_process_setup_hook": tell_retry_after}
+        importlib.import_module("ray").init(cluster["address"], logging_level="ERROR", runtime_env=workers)
+    importlib.import_module("img2dataset").download(**settings)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,8 @@ def test_a_cancelled_cycle_stops_its_processes_and_the_next_one_goes_on_from_the
     started = datetime.now(UTC)
     workspace = Workspace(tmp_path / "workspace")
     values = scene.values | {"workspace": str(workspace.root)}
-    values["pretrain"] = values["pretrain"] | {"steps": 400}  # long enough to be cancelled in
+    # Long enough to be cancelled in: the server looks for children of cancelled runs every 20 s.
+    values["pretrain"] = values["pretrain"] | {"steps": 2000}
     cancelled = Cycle(scene.platform, scene.platform.start("bootstrap", {"config": values}))
     child = running_child(Stage(scene.platform, cancelled.run, None, random.Random()))
     assert child is not None

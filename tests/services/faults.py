@@ -58,7 +58,10 @@ def stop_worker(stage: Stage) -> Struck:
 def kill_worker_with_its_runs(stage: Stage) -> Struck:
     """As when a machine dies: nobody is left to tell the server."""
     stage.platform.workers["cpu"].strike(signal.SIGKILL)
-    return Struck(f"worker cpu, {_kill(processes_of(stage.run))} processes of the cycle", [stage.run])
+    killed = 0
+    while processes := processes_of(stage.run):  # those as well that were just being born
+        killed += _kill(processes)
+    return Struck(f"worker cpu, {killed} processes of the cycle", [stage.run])
 
 
 def kill_cycle(stage: Stage) -> Struck:

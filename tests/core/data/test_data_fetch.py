@@ -1,5 +1,7 @@
-"""What img2dataset's messages mean."""
+"""What img2dataset's messages mean, and that none of its processes outlives the one that started it."""
 
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 
@@ -45,3 +47,18 @@ def test_a_date_that_a_server_asks_for_is_as_far_as_it_lies_ahead(hence: float, 
     date = formatdate(time.time() + hence, usegmt=True)
     found = retry_after(f"HTTP Error 503: Service Unavailable [Retry-After: {date}]")
     assert found == pytest.approx(seconds, abs=30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_process_that_is_forked_while_its_parent_dies_ends_as_well() -> None:
+    script = """
+import os, time
+from blip_core.data.fetch_process import let_forked_die_with_their_parent
+os.register_at_fork(after_in_child=lambda: time.sleep(1))  # in which the parent dies
+let_forked_die_with_their_parent()
+if os.fork():
+    os._exit(0)
+print("lives", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
