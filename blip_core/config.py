@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from blip_core.capfilt.annotate import AnnotateConfig
+from blip_core.capfilt.parts import AnnotateConfig
 from blip_core.corpus.selection import PublishConfig
 from blip_core.data.download import DownloadConfig
 from blip_core.data.tables import PairTable, WebTable
 from blip_core.errors import ConfigError
 from blip_core.evaluation.gate import RoundsConfig
-from blip_core.evaluation.heldout import EvaluationConfig
+from blip_core.evaluation.protocol import EvaluationConfig
+from blip_core.med.architecture import MEDConfig
 from blip_core.med.decoding import GenerationConfig
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.scale import Engine, ScaleConfig
 from blip_core.settings import Settings, setting
 from blip_core.training.recipe import TrainConfig, check_recipe

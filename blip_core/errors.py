@@ -58,3 +58,8 @@ class RoundRejected(CapfiltError):
 
 class QueryError(CapfiltError):
     """A SQL statement or predicate that cannot run, or that may not."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

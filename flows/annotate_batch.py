@@ -9,7 +9,7 @@ from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
 from flows.pool import SHARDS_FAILED
 from tasks import progress
-from tasks.annotate import Annotator, annotate_names, preview_annotation, show_shard, work_through
+from tasks.annotate import Annotator, preview_annotation, show_shard, work_through
 from tasks.warned import counted_warnings
 from tasks.workplace import workspace_of
 
@@ -24,6 +24,8 @@ def annotate_batch(config: BootstrapConfig, names: list[str]) -> State[None]:
         config: of the annotation that they are a part of.
         names: the shards, by the stems of their files.
     """
+    from tasks.annotate_batch import annotate_names  # brings torch, which a conductor of such runs has no use for
+
     with counted_warnings("annotate"):
         return annotate_here(config, names, annotate_names)
 

@@ -7,9 +7,10 @@ from blip_core.config import BootstrapConfig
 from blip_core.corpus.selection import check_predicate
 from blip_core.data.tables import check_pair_table, read_web_table
 from blip_core.errors import ConfigError
-from blip_core.med.checkpoint import read_checkpoint_config
-from blip_core.med.foreign import RELEASE_TOKENIZER, locate
-from blip_core.med.text_transformer import Face
+from blip_core.med.architecture import Face
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.foreign import RELEASE_TOKENIZER
+from blip_core.med.sources import locate
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.workspace import Workspace
 from tasks.models import device

@@ -6,7 +6,7 @@ from typing import Literal
 from blip_core.errors import ConfigError
 from blip_core.med.checkpoint import LoadedMED, load_med, save_med
 from blip_core.med.convert import CLASSES, FACES, Kind, write_release, write_transformers
-from blip_core.med.foreign import is_hub_name
+from blip_core.med.sources import is_hub_name
 from blip_core.stores import located
 
 Format = Literal["capfilt", "transformers", "release"]

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from blip_core.capfilt.annotate import batch_size_on
+from blip_core.capfilt.parts import batch_size_on
 from blip_core.capfilt.probe import SECONDS, Probe, probe
 from blip_core.config import BootstrapConfig
 from blip_core.data.decoding import default_workers

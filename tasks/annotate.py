@@ -1,4 +1,4 @@
-"""Annotating: the shards whose parts are missing, and some of them in one process, the models loaded once."""
+"""Annotating: the shards whose parts are missing, and the account of those that are made. Needs no model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,23 +7,22 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blip_core.capfilt.annotate import (
+from blip_core.capfilt.earlier import take_over_parts
+from blip_core.capfilt.parts import (
     AnnotationSummary,
     FailedShard,
     Progress,
+    ShardJob,
     ShardProgress,
-    annotate_shards,
+    count_images,
     standing_part,
 )
-from blip_core.capfilt.earlier import take_over_parts
-from blip_core.capfilt.reading import ShardJob, count_images
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError
 from blip_core.stores import each
 from blip_core.workspace import Workspace
 from tasks import progress
-from tasks.models import load_models, model_digests
-from tasks.workplace import add_images, add_seconds, shard_names, workspace_of
+from tasks.workplace import add_images, add_seconds, model_digests, shard_names, workspace_of
 
 # Annotates the named shards, of which none need stand, and says how far it is after every batch of images.
 Annotator = Callable[[BootstrapConfig, list[str], Progress | None], Iterator[AnnotationSummary | FailedShard]]
@@ -91,7 +90,7 @@ def preview_annotation(config: BootstrapConfig, workspace: Workspace, names: Ite
     plan = AnnotationPlan({}, {})
 
     def look(shard: Path) -> tuple[dict[str, int], int]:
-        job = _job(config, workspace, shard.stem)
+        job = job_of(config, workspace, shard.stem)
         try:
             found = standing_part(job, captioner, filter, config.annotate, config.generation, config.seed)
             return (plan.missing, count_images(shard)) if found is None else (plan.standing, found.images)
@@ -103,25 +102,6 @@ def preview_annotation(config: BootstrapConfig, workspace: Workspace, names: Ite
     for name, (kind, images) in zip(names, looked, strict=True):
         kind[name] = images
     return plan
-
-
-def annotate_names(
-    config: BootstrapConfig, names: list[str], at: Progress | None = None
-) -> Iterator[AnnotationSummary | FailedShard]:
-    """Captions and scores some shards, on the accelerator where there is one; outside of Prefect.
-
-    Raises CheckpointError as `load_models` does.
-    """
-    captioner, filter = load_models(config)
-    workspace = workspace_of(config)
-    jobs = [_job(config, workspace, name) for name in names]
-    yield from annotate_shards(jobs, captioner, filter, config.annotate, config.generation, config.seed, at)
-
-
-@task(name="annotate-batch", task_run_name="annotate-{names[0]}", cache_policy=NO_CACHE)
-def annotate_batch(config: BootstrapConfig, names: list[str]) -> dict[str, CapfiltError]:
-    """Captions and scores some shards in this process, and keeps the account; returns the failures by shard."""
-    return work_through(config, annotate_names(config, names, show_shard))
 
 
 def work_through(
@@ -156,5 +136,6 @@ def add_work(config: BootstrapConfig, seconds: float, images: int) -> None:
     add_images(config, "annotate", images)
 
 
-def _job(config: BootstrapConfig, workspace: Workspace, name: str) -> ShardJob:
+def job_of(config: BootstrapConfig, workspace: Workspace, name: str) -> ShardJob:
+    """A shard, and the place of its part in the round."""
     return ShardJob(workspace.shard(name), workspace.round(config.round).annotations / f"{name}.parquet")

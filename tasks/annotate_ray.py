@@ -11,12 +11,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blip_core.capfilt.annotate import AnnotationSummary, FailedShard
+from blip_core.capfilt.parts import AnnotationSummary, FailedShard
 from blip_core.cluster import connected, resources
 from blip_core.config import BootstrapConfig
 from blip_core.errors import CapfiltError, ConfigError
 from tasks import progress
-from tasks.annotate import annotate_names, work_through
+from tasks.annotate import work_through
+from tasks.annotate_batch import annotate_names
 from tasks.models import load_models
 
 _QUIET_SECONDS = 60.0

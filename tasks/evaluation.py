@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from blip_core.config import BootstrapConfig
 from blip_core.evaluation import audit, heldout
 from blip_core.files import fingerprint, read_json, write_json
-from blip_core.med.checkpoint import read_checkpoint_config
+from blip_core.med.description import read_checkpoint_config
 from blip_core.stores import each, located
 from blip_core.workspace import Round
 from tasks import progress

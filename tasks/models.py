@@ -9,10 +9,8 @@ import torch
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
 from blip_core.config import BootstrapConfig
-from blip_core.med.checkpoint import read_checkpoint_config
-from blip_core.med.foreign import locate
 from blip_core.med.inference import Precision
-from blip_core.med.weights import find_weights
+from blip_core.med.sources import find_weights, locate
 from tasks.workplace import captioner_source, filter_source, tokenizer_source
 
 State = tuple[tuple[str, int, int], ...]
@@ -35,12 +33,6 @@ def load_models(config: BootstrapConfig) -> tuple[Captioner, Filter]:
             _captioner(captioner, _state(captioner), words[0], device(), *settings),
             _filter(filter, _state(filter), words[1], device(), *settings),
         )
-
-
-def model_digests(config: BootstrapConfig) -> tuple[str, str]:
-    """The digests of Captioner and Filter, with no model built. Raises CheckpointError as `load_med` does."""
-    captioner, filter = (read_checkpoint_config(find(config)) for find in (captioner_source, filter_source))
-    return captioner["digest"], filter["digest"]
 
 
 def _state(source: str | Path) -> State:

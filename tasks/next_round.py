@@ -7,7 +7,7 @@ from blip_core.capfilt.earlier import Kind, find_model
 from blip_core.config import BootstrapConfig
 from blip_core.corpus import rounds
 from blip_core.errors import CheckpointError
-from blip_core.med.checkpoint import CONFIG
+from blip_core.med.description import CONFIG
 from blip_core.workspace import Workspace
 
 

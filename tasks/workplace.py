@@ -9,7 +9,8 @@ from blip_core.corpus.rounds import read_begun
 from blip_core.data.download import preview_plan
 from blip_core.data.tables import PairTable
 from blip_core.errors import ConfigError
-from blip_core.med.foreign import locate
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.sources import locate
 from blip_core.workspace import Round, Workspace
 
 _account = threading.Lock()
@@ -74,6 +75,12 @@ def finetune_start(config: BootstrapConfig) -> Path:
     if begun is None or begun.promoted is None:
         return round_of(config).med
     return workspace_of(config).round(begun.promoted).retrained
+
+
+def model_digests(config: BootstrapConfig) -> tuple[str, str]:
+    """The digests of Captioner and Filter, with no model built. Raises CheckpointError as `load_med` does."""
+    captioner, filter = (read_checkpoint_config(find(config)) for find in (captioner_source, filter_source))
+    return captioner["digest"], filter["digest"]
 
 
 def tokenizer_source(config: BootstrapConfig, source: str | Path) -> str | None:

@@ -7,88 +7,40 @@ Memory grows neither with the size of a shard nor with their number.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 from blip_core.capfilt.candidates import Annotator, device_of
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
-from blip_core.capfilt.reading import Batch, ShardJob, ShardReader, Step
+from blip_core.capfilt.parts import (
+    COUNT_KEYS,
+    AnnotateConfig,
+    AnnotationSummary,
+    FailedShard,
+    Progress,
+    ShardJob,
+    ShardProgress,
+    batch_size_on,
+    mark_of,
+    standing_part,
+)
+from blip_core.capfilt.reading import Batch, ShardReader, Step
 from blip_core.corpus.schemas import (
     ANNOTATION_SCHEMA,
     ANNOTATION_VERSION,
     CAPTIONER_KEY,
     FILTER_KEY,
-    FINGERPRINT_KEY,
-    IMAGES_KEY,
     PRECISION_KEY,
-    ROWS_KEY,
-    UNSCORED_KEY,
     PartWriter,
     part_writer,
 )
 from blip_core.data.decoding import decoder
-from blip_core.data.shards import check_part
 from blip_core.errors import CapfiltError, ShardError
-from blip_core.files import fingerprint, sweep
-from blip_core.med.generation import GenerationConfig
-from blip_core.settings import Settings, setting
-
-COUNT_KEYS = (IMAGES_KEY, ROWS_KEY, UNSCORED_KEY)
-BATCH_SIZE_ON_CPU = 16
-BATCH_SIZE_ON_GPU = 256
+from blip_core.files import sweep
+from blip_core.med.decoding import GenerationConfig
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class AnnotateConfig(Settings):
-    """Settings of the annotation."""
-
-    candidates: int = setting(1, "synthetic texts sampled for each image", ge=1, le=100)
-    batch_size: int | None = setting(
-        None, "images captioned and scored at once; null: 16 on a CPU, 256 on a GPU", ge=1, le=65_536
-    )
-    workers: int | None = setting(
-        None, "processes that decode images; 0: none; null: one for every two cores, 16 at most", ge=0, le=256
-    )
-    precision: Literal["fp32", "bf16", "int8"] = setting(
-        "fp32", "what both models compute in; int8, for CPUs, is for the linear layers that see images"
-    )
-    compile: bool = setting(False, "on a GPU, compiles both models for batches of one size, decoding as CUDA graphs")
-
-
-class AnnotationSummary(NamedTuple):
-    """What one shard's annotation holds, and what it took: seconds in all, and those spent waiting for pictures."""
-
-    shard: str
-    images: int
-    candidates: int
-    unscored: int
-    seconds: float
-    waited: float
-    skipped: bool
-
-
-class FailedShard(NamedTuple):
-    """A shard that could not be annotated, and why; no part of it was written."""
-
-    shard: str
-    error: CapfiltError
-
-
-class ShardProgress(NamedTuple):
-    """How far a shard is: images done and in all, seconds since it was begun, and those spent waiting for pictures."""
-
-    shard: str
-    done: int
-    total: int
-    seconds: float
-    waited: float
-
-
-Progress = Callable[[ShardProgress], None]
 
 
 def annotate_shard(
@@ -140,35 +92,6 @@ def annotate_shards(
             while (step := clock.wait(lambda: next(steps, None))) is not None:
                 yield run.finish(step, steps, reader, clock)
                 clock = _Clock()
-
-
-def standing_part(
-    job: ShardJob, captioner: str, filter: str, config: AnnotateConfig, generation: GenerationConfig, seed: int
-) -> AnnotationSummary | None:
-    """The summary of a part that stands for a job already, from its metadata alone; None where none does.
-
-    `captioner` and `filter` are the models' digests. Raises ShardError where something else stands there.
-    """
-    if not job.target.is_file():
-        return None
-    found = check_part(job.target, ANNOTATION_VERSION)
-    mark = _mark(job, captioner, filter, config, generation, seed)
-    if found.get(FINGERPRINT_KEY) != mark or not found.keys() >= set(COUNT_KEYS):
-        return None
-    images, rows, unscored = (int(found[key]) for key in COUNT_KEYS)
-    return AnnotationSummary(job.shard.stem, images, rows, unscored, 0.0, 0.0, skipped=True)
-
-
-def _mark(
-    job: ShardJob, captioner: str, filter: str, config: AnnotateConfig, generation: GenerationConfig, seed: int
-) -> str:
-    models = (captioner, filter, config.precision)
-    return fingerprint(ANNOTATION_VERSION, job.shard.stem, *models, config.candidates, asdict(generation), seed)
-
-
-def batch_size_on(device: str, config: AnnotateConfig) -> int:
-    """Images captioned and scored at once on a device of that type."""
-    return config.batch_size or (BATCH_SIZE_ON_CPU if device == "cpu" else BATCH_SIZE_ON_GPU)
 
 
 class _Clock:
@@ -243,7 +166,7 @@ class _Run:
     ) -> AnnotationSummary:
         name, done, unscored = job.shard.stem, 0, 0
         with part_writer(
-            job.target, ANNOTATION_SCHEMA, ANNOTATION_VERSION, _mark(job, *self.settings), self.models
+            job.target, ANNOTATION_SCHEMA, ANNOTATION_VERSION, mark_of(job, *self.settings), self.models
         ) as part:
             for content in contents:
                 if isinstance(content, CapfiltError):

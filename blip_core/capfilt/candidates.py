@@ -17,7 +17,8 @@ from blip_core.corpus.schemas import ANNOTATION_SCHEMA, EMPTY_TEXT
 from blip_core.data.decoding import Decoded
 from blip_core.data.transforms import normalise
 from blip_core.errors import CapfiltError
-from blip_core.med.generation import GenerationConfig, caption_seed
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import caption_seed
 
 Row = dict[str, Any]
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blip_core.med.checkpoint import load_med
-from blip_core.med.generation import GenerationConfig, generate
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import generate
 from blip_core.med.inference import Precision, encode_images, prepare
 from blip_core.med.med import MED
 from blip_core.med.tokenizer import Tokenizer

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from blip_core.capfilt.annotate import AnnotateConfig, standing_part
-from blip_core.capfilt.reading import ShardJob
+from blip_core.capfilt.parts import AnnotateConfig, ShardJob, standing_part
 from blip_core.corpus.schemas import ANNOTATION_VERSION, CAPTIONER_KEY, FILTER_KEY
 from blip_core.data.shards import check_part
 from blip_core.errors import CheckpointError, ShardError
 from blip_core.files import atomic_copy
-from blip_core.med.checkpoint import CONFIG, read_checkpoint_config
-from blip_core.med.generation import GenerationConfig
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.description import CONFIG, read_checkpoint_config
 from blip_core.workspace import Round, Workspace
 
 Kind = Literal["captioner", "filter"]

@@ -17,17 +17,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from blip_core.capfilt.annotate import (
-    AnnotateConfig,
-    AnnotationSummary,
-    FailedShard,
-    ShardProgress,
-    annotate_shards,
-)
+from blip_core.capfilt.annotate import annotate_shards
 from blip_core.capfilt.candidates import device_of
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
-from blip_core.capfilt.reading import ShardJob
+from blip_core.capfilt.parts import AnnotateConfig, AnnotationSummary, FailedShard, ShardJob, ShardProgress
 from blip_core.data.images import JPEG_QUALITY
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
 from blip_core.med.decoding import GenerationConfig

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow.compute as pc
 
+from blip_core.capfilt.parts import ShardJob, count_images
 from blip_core.data.decoding import CHUNK, Decoded, Decoder
 from blip_core.data.shards import iterate_shard
 from blip_core.errors import CapfiltError, ShardError
@@ -22,13 +23,6 @@ Value = TypeVar("Value")
 Standing = TypeVar("Standing")
 
 COLUMNS = ["uid", "url", "caption", "status", "sha256", "image"]
-
-
-class ShardJob(NamedTuple):
-    """A shard, and where its part is to stand."""
-
-    shard: Path
-    target: Path
 
 
 class Batch(NamedTuple):
@@ -103,11 +97,6 @@ class ShardReader(Generic[Standing]):
 
     def _batch(self, rows: list[Row], total: int) -> Batch:
         return Batch(rows, self.decoder.begin([row.pop("image") or b"" for row in rows]), total)
-
-
-def count_images(shard: Path) -> int:
-    """How many rows of a shard have an image."""
-    return sum(pc.sum(pc.equal(part["status"], "ok")).as_py() or 0 for part in iterate_shard(shard, ["status"]))
 
 
 def image_rows(shard: Path, size: int) -> Iterator[list[Row]]:

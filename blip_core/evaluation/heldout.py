@@ -5,7 +5,6 @@ anew with ITM logit of 'match' + ITC cosine, and all others stand behind them. T
 here they keep the order of their cosines, which changes no recall at `rerank` or less.
 """
 
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,14 @@ from blip_core.data.transforms import eval_transform
 from blip_core.errors import InputError
 from blip_core.evaluation.captioning import caption_scores
 from blip_core.evaluation.pictures import thumbnail
+from blip_core.evaluation.protocol import EvaluationConfig
 from blip_core.evaluation.retrieval import recall_at
 from blip_core.med.checkpoint import LoadedMED, load_med
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.generation import generate
-from blip_core.settings import Settings, setting
 
 BEHIND = -100.0  # the official evaluation's score of what was not re-ranked, below any logit
 PAIRS_PER_IMAGE = 4  # an ITM pair needs less memory than the encoding of an image
-
-
-@dataclass(frozen=True)
-class EvaluationConfig(Settings):
-    """How a trained MED is evaluated."""
-
-    rerank: int = setting(
-        32, "candidates of each query that ITM re-ranks; officially 256 on COCO and 128 on Flickr30K", ge=1
-    )
-    max_images: int = setting(1000, "held-out images used, the first of the table", ge=2)
-    batch_size: int = setting(64, "images encoded at a time", ge=1)
-    beam_size: int = setting(3, "beams of a caption; 1 is greedy", ge=1, le=32)
-    max_length: int = setting(20, "longest caption in tokens, prompt counted, [DEC] and [SEP] not", ge=1, le=500)
-    min_length: int = setting(2, "shortest caption in tokens, prompt counted, [DEC] and [SEP] not", ge=0, le=500)
-    repetition_penalty: float = setting(
-        1.0, "above 1, tokens already in prompt or caption become less likely", ge=1, le=10
-    )
-    prompt: str = setting("", "text that every caption begins with; left out of the result")
-    examples: int = setting(12, "pictures in each grid of the report", ge=1, le=200)
 
 
 def evaluate_checkpoint(folder: Path, held_out: PairTable, config: EvaluationConfig) -> dict[str, Any]:

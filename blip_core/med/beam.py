@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_core.med.decoding import Caption, GenerationConfig, NextToken, restrict
+from blip_core.med.decoding import Caption, GenerationConfig
+from blip_core.med.next_token import NextToken, restrict
 
 
 class _Candidates(NamedTuple):

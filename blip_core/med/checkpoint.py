@@ -4,7 +4,7 @@ BLIP checkpoints of others are read as well (`foreign.py`). The digest identifie
 annotations record it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blip_core.copies import local_copy
-from blip_core.errors import CheckpointError, ConfigError, WorkspaceError
-from blip_core.files import atomic_folder, read_json, write_json
-from blip_core.med.foreign import EXPECTED, Stored, locate, read_release, read_transformers
+from blip_core.errors import CheckpointError, ConfigError
+from blip_core.files import atomic_folder, write_json
+from blip_core.med.architecture import FACES, Architecture, Face, MEDConfig, architecture_from
+from blip_core.med.description import CONFIG, FORMAT, WEIGHTS, check_face, config_values, own_config
+from blip_core.med.foreign import Stored, read_release, read_transformers
 from blip_core.med.image_encoder import resize_positions
-from blip_core.med.med import MED, WITHOUT, Architecture, MEDConfig, architecture_from, build_med
-from blip_core.med.text_transformer import FACES, Face
-from blip_core.med.tokenizer import FILES, Tokenizer, TokenizerConfig
-from blip_core.med.weights import digest, read_weights
+from blip_core.med.med import MED, build_med
+from blip_core.med.sources import digest, locate
+from blip_core.med.tokenizer import Tokenizer
+from blip_core.med.weights import read_weights
+from blip_core.med.word_pieces import FILES, TokenizerConfig
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = "capfilt"
 MOST, MOST_LAYERS = 1_000_000, 1_000  # of any size, far above what there is
 POSITIONS = "image_encoder.vit.pos_embed"
 
@@ -76,7 +77,7 @@ def load_med(
     another model, and where the face is not there; ConfigError for an image size that the patches do not divide.
     """
     stored, config = _read(source)
-    _check_face(source, stored.faces, face)
+    check_face(source, stored.faces, face)
     _check_sizes(stored)
     architecture = _resized(stored.architecture, image_size)
     words = _tokenizer(source, stored, tokenizer)
@@ -86,61 +87,14 @@ def load_med(
     return LoadedMED(med.to(device).eval(), words, stored.digest, architecture, config)
 
 
-def read_checkpoint_config(source: str | Path, face: Face | None = None) -> dict[str, Any]:
-    """What a checkpoint says of itself: med (sizes), faces, vocabulary, digest; config.json of one of this project.
-
-    Raises CheckpointError where there is none, one that describes no MED, or one without the face that is needed.
-    """
-    path = locate(source)
-    own = _own_config(path)
-    config = own if own is not None else _read_foreign(local_copy(path))[1]
-    _check_face(source, config["faces"], face)
-    return config
-
-
-def _check_face(source: str | Path, faces: Collection[str], face: Face | None) -> None:
-    if face is not None and face not in faces:
-        raise CheckpointError(f"checkpoint {source}: has no text {face}; it can {WITHOUT[face]}")
-
-
 def _description(architecture: Architecture, faces: tuple[Face, ...], vocabulary: int, digest: str) -> dict[str, Any]:
     return {"med": asdict(architecture), "faces": list(faces), "vocabulary": vocabulary, "digest": digest}
 
 
 def _read(source: str | Path) -> tuple[Stored, dict[str, Any]]:
     path = local_copy(locate(source))
-    config = _own_config(path)
+    config = own_config(path)
     return _read_foreign(path) if config is None else (_read_own(path, config), config)
-
-
-def _own_config(path: Path) -> dict[str, Any] | None:
-    """config.json of a checkpoint of this project; None for what others wrote."""
-    if path.is_file():
-        return None
-    values = _config_values(path)
-    if values.get("model_type") == "blip":
-        return None
-    if "model_type" in values:
-        raise CheckpointError(f"{path / CONFIG}: a model of type {values['model_type']!r}; {EXPECTED}")
-    if missing := {"med", "faces", "vocabulary", "digest"} - values.keys():
-        raise CheckpointError(f"{path / CONFIG}: does not describe a MED; it has no {', '.join(sorted(missing))}")
-    if not isinstance(values["faces"], list) or not any(face in values["faces"] for face in FACES):
-        raise CheckpointError(f"{path / CONFIG}: faces is {values['faces']}; expected some of {', '.join(FACES)}")
-    if not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"checkpoint {path}: no {WEIGHTS}; expected it beside {CONFIG}")
-    return values
-
-
-def _config_values(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"checkpoint {folder}: no {CONFIG}; expected a folder with {CONFIG} and {WEIGHTS}")
-    try:
-        values = read_json(folder / CONFIG)
-    except WorkspaceError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{folder / CONFIG}: does not describe a MED; it must be an object")
-    return values
 
 
 def _read_own(folder: Path, config: dict[str, Any]) -> Stored:
@@ -161,8 +115,13 @@ def _read_own(folder: Path, config: dict[str, Any]) -> Stored:
     )
 
 
+def describe_foreign(path: Path) -> dict[str, Any]:
+    """What `read_checkpoint_config` says of a checkpoint that others wrote, a folder or a file here."""
+    return _read_foreign(path)[1]
+
+
 def _read_foreign(path: Path) -> tuple[Stored, dict[str, Any]]:
-    stored = read_release(path) if path.is_file() else read_transformers(path, _config_values(path))
+    stored = read_release(path) if path.is_file() else read_transformers(path, config_values(path))
     description = _description(stored.architecture, stored.faces, stored.vocabulary, stored.digest)
     return stored, {**description, "format": stored.format}
 

@@ -14,14 +14,16 @@ from transformers import BlipConfig, BlipImageProcessor
 
 from blip_core.errors import CheckpointError
 from blip_core.files import atomic_file, atomic_folder
-from blip_core.med.checkpoint import CONFIG, LoadedMED
+from blip_core.med.architecture import Face
+from blip_core.med.checkpoint import LoadedMED
+from blip_core.med.description import CONFIG
 from blip_core.med.foreign import RELEASE_HEAD_WIDTH
 from blip_core.med.lm import LABEL_SMOOTHING
 from blip_core.med.names import NameTable, to_theirs
 from blip_core.med.release_names import POSITION_IDS, RELEASE
-from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Face
+from blip_core.med.sources import SAFETENSORS
+from blip_core.med.text_transformer import LAYER_NORM_EPSILON
 from blip_core.med.transformers_names import TRANSFORMERS
-from blip_core.med.weights import SAFETENSORS
 
 Kind = Literal["captioner", "filter"]
 FACES: dict[Kind, Face] = {"captioner": "decoder", "filter": "encoder"}

@@ -5,27 +5,25 @@ a captioning checkpoint has the decoder, a retrieval or ITM one the encoder, a p
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BlipConfig
 
-from blip_core import stores
 from blip_core.errors import CheckpointError
-from blip_core.med.med import INITIAL_TEMPERATURE, PRESETS, Architecture
+from blip_core.med.architecture import PRESETS, Architecture, Face
+from blip_core.med.med import INITIAL_TEMPERATURE
 from blip_core.med.names import NameTable, to_ours
 from blip_core.med.release_names import RELEASE
-from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Face
-from blip_core.med.tokenizer import DECODE, ENCODE, END, FILES, HUB_ERRORS, HUB_FILES
+from blip_core.med.sources import find_weights, standing_digest
+from blip_core.med.text_transformer import LAYER_NORM_EPSILON
 from blip_core.med.transformers_names import TRANSFORMERS
-from blip_core.med.weights import find_weights, first_line, read_weights, standing_digest
+from blip_core.med.weights import read_weights
+from blip_core.med.word_pieces import DECODE, ENCODE, END, FILES
 
 RELEASE_TOKENIZER = "bert-base-uncased"
 RELEASE_HEAD_WIDTH = 64  # of ViT-B, ViT-L and BERT-base; the files do not record the number of heads
@@ -33,14 +31,6 @@ LARGE_WIDTH = 1024
 LARGE_DROP_PATH = 0.1  # the official code trains ViT-L with it always, ViT-B without
 DROPOUT = 0.1
 POSITIONS = 512
-
-EXPECTED = (
-    "expected a checkpoint folder of this project or of transformers' BLIP, a .pth file of the original release, or a "
-    "name on the hub such as Salesforce/blip-image-captioning-base"
-)
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-HUB_TORCH = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 
 
 class Stored(NamedTuple):
@@ -63,41 +53,6 @@ class Stored(NamedTuple):
     digest: str
     tokenizer: str | Path | None
     tokens: dict[str, int]
-
-
-def is_hub_name(source: str) -> bool:
-    """Whether a source is to be looked for on the hub: owner/name, where no such path is here."""
-    return bool(HUB_NAME.fullmatch(source)) and not Path(source).exists()
-
-
-def locate(source: str | Path) -> Path:
-    """The folder or file of a source, fetched from the hub if need be: the files that are needed, no others.
-
-    What lies in an object store stays there. Raises CheckpointError where there is no such thing, or no network.
-    """
-    if is_hub_name(str(source)):
-        return _fetch(str(source))
-    path = stores.located(source) if stores.is_url(source) else Path(source).expanduser()
-    with stores.reaching(f"checkpoint {path}"):
-        found = path.exists()
-    if not found:
-        raise CheckpointError(f"checkpoint {path}: not found; {EXPECTED}")
-    return path
-
-
-@cache
-def _fetch(name: str) -> Path:
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_SAFETENSORS]))
-        if not find_weights(folder):
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_TORCH]))
-    except HUB_ERRORS as error:
-        raise CheckpointError(
-            f"checkpoint {name}: no folder or file here, and not to be had from the hub ({first_line(error)}); "
-            "where there is no network, give the path of a folder that holds the model's files: config.json, its "
-            f"weights and its tokenizer, as 'hf download {name} --local-dir FOLDER' leaves them where there is one"
-        ) from error
-    return folder
 
 
 def read_transformers(folder: Path, values: Mapping[str, Any]) -> Stored:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_core.med.beam import beam_search
-from blip_core.med.decoding import Caption, GenerationConfig, NextToken, restrict
+from blip_core.med.decoding import Caption, GenerationConfig
 from blip_core.med.med import MED
+from blip_core.med.next_token import NextToken, restrict
 from blip_core.med.sampling import nucleus
 from blip_core.med.static_decoder import Plan, static_decoder
 from blip_core.med.text_transformer import CrossKeys, DecoderCache

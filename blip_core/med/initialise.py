@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
 from transformers.utils import logging
 
-from blip_core.errors import CheckpointError
+from blip_core.errors import CheckpointError, first_line
+from blip_core.med.architecture import FACES, MEDConfig
 from blip_core.med.bert_names import BERT
 from blip_core.med.image_encoder import ImageEncoder, resize_positions
-from blip_core.med.med import MED, MEDConfig
+from blip_core.med.med import MED
 from blip_core.med.names import to_ours
-from blip_core.med.text_transformer import FACES, LAYER_NORM_EPSILON, Attention, TextTransformer
-from blip_core.med.weights import first_line, read_torch, read_weights
+from blip_core.med.text_transformer import LAYER_NORM_EPSILON, Attention, TextTransformer
+from blip_core.med.weights import read_torch, read_weights
 
 Weights = dict[str, Tensor]
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_core.med.med import MED, Architecture, build_image_encoder, compile_layers
+from blip_core.med.architecture import Architecture
+from blip_core.med.med import MED, build_image_encoder, compile_layers
 from blip_core.med.text_transformer import TextTransformer
 
 NO_IMAGE = -1

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from blip_core.errors import CheckpointError
-from blip_core.med.text_transformer import Face
+from blip_core.med.architecture import Face
 
 Weights = Mapping[str, Tensor]
 Line = tuple[str, str]

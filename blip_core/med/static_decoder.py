@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_core.med.decoding import Caption, GenerationConfig, restrict
+from blip_core.med.decoding import Caption, GenerationConfig
 from blip_core.med.med import MED
+from blip_core.med.next_token import restrict
 from blip_core.med.sampling import nucleus
 from blip_core.med.text_transformer import CrossKeys, KeysValues
 

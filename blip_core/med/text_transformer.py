@@ -7,15 +7,15 @@ BERT's shape: post-norm, LayerNorm epsilon 1e-12, exact GELU, learned positions,
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Face = Literal["encoder", "decoder"]
-FACES: tuple[Face, ...] = ("encoder", "decoder")
+from blip_core.med.architecture import FACES, Face
+
 KeysValues = tuple[Tensor, Tensor]
 LAYER_NORM_EPSILON = 1e-12
 

@@ -5,12 +5,10 @@ Loaded by name, from a folder, or trained on the project's own texts, which need
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer as WordPieceTokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
@@ -22,27 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from blip_core import stores
 from blip_core.copies import local_copy
-from blip_core.errors import CheckpointError, InputError
-from blip_core.med.weights import first_line
-from blip_core.settings import Settings, setting
-
-PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-DECODE, ENCODE = "[DEC]", "[ENC]"
-FILES = ("tokenizer.json", "vocab.txt")
-HUB_FILES = [*FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"]
-# the last is what the library beneath raises: its name differs between versions
-HUB_ERRORS = (OSError, ValueError, cast(type[Exception], HfHubHTTPError.__base__))
-
-
-@dataclass(frozen=True)
-class TokenizerConfig(Settings):
-    """Where the word pieces come from."""
-
-    source: str = setting(
-        "bert-base-uncased", "'train' learns word pieces from the training texts; else a name on the hub or a folder"
-    )
-    vocabulary: int = setting(30522, "word pieces to learn, when source is 'train'", ge=64, le=100_000)
-    max_tokens: int = setting(35, "longest text in tokens, [CLS] and [SEP] counted; the rest is cut", ge=4, le=512)
+from blip_core.errors import CheckpointError, InputError, first_line
+from blip_core.med.word_pieces import DECODE, ENCODE, END, FILES, HUB_ERRORS, HUB_FILES, MASK, PAD, START, UNKNOWN
 
 
 class TokenBatch(NamedTuple):

@@ -12,9 +12,10 @@ import torch
 
 from blip_core.data.pairs import PairSource, pairs_digest
 from blip_core.files import fingerprint
-from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config
-from blip_core.med.med import MED, architecture_from
-from blip_core.med.text_transformer import Face
+from blip_core.med.architecture import Face, architecture_from
+from blip_core.med.checkpoint import LoadedMED, load_med
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.med import MED
 from blip_core.training.objectives import Captioning, ContrastiveMatching, Objective
 from blip_core.training.recipe import TrainConfig, identity
 from blip_core.training.run import TrainSummary, run_training

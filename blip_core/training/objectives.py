@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from blip_core.data.pairs import PairBatch
+from blip_core.med.architecture import Architecture
 from blip_core.med.itc import cosines, itc_loss
 from blip_core.med.itm import HardNegatives, draw_hard_negatives, itm_loss
 from blip_core.med.lm import lm_loss
-from blip_core.med.med import MED, TEMPERATURE_RANGE, Architecture
+from blip_core.med.med import MED, TEMPERATURE_RANGE
 from blip_core.med.momentum import EmbeddingQueue, MomentumEncoders
 from blip_core.med.text_transformer import CrossKeys
 from blip_core.med.tokenizer import Tokenizer

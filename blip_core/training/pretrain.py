@@ -8,9 +8,11 @@ import torch
 
 from blip_core.data.pairs import PairSource, iterate_texts, pairs_digest
 from blip_core.files import fingerprint
+from blip_core.med.architecture import MEDConfig
 from blip_core.med.initialise import initialise
-from blip_core.med.med import MEDConfig, build_med
-from blip_core.med.tokenizer import Tokenizer, TokenizerConfig
+from blip_core.med.med import build_med
+from blip_core.med.tokenizer import Tokenizer
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.objectives import Pretraining
 from blip_core.training.recipe import TrainConfig, identity
 from blip_core.training.run import TrainSummary, run_training

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from blip_core.data.pairs import PairSource
 from blip_core.data.stream import PairStream
 from blip_core.data.transforms import train_transform
-from blip_core.med.checkpoint import CONFIG, read_checkpoint_config, save_med
-from blip_core.med.med import MED, Architecture, build_med
+from blip_core.med.architecture import Architecture
+from blip_core.med.checkpoint import save_med
+from blip_core.med.description import CONFIG, read_checkpoint_config
+from blip_core.med.med import MED, build_med
 from blip_core.training import parallel, processes
 from blip_core.training.objectives import Objective
 from blip_core.training.recipe import TrainConfig, check_recipe

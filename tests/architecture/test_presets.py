@@ -18,9 +18,9 @@ import yaml
 
 from blip_core.config import BootstrapConfig, load_config
 from blip_core.corpus.selection import check_predicate
-from blip_core.med.foreign import is_hub_name
+from blip_core.med.architecture import FACES, Face
 from blip_core.med.med import MED, build_med
-from blip_core.med.text_transformer import FACES, Face
+from blip_core.med.sources import is_hub_name
 from blip_core.training.recipe import TrainConfig
 from blip_core.training.schedule import learning_rate
 

@@ -31,17 +31,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 from transformers_annotate import TransformersAnnotation
 
-from blip_core.capfilt.annotate import AnnotateConfig, FailedShard, ShardJob, annotate_shards
+from blip_core.capfilt.annotate import ShardJob, annotate_shards
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.parts import AnnotateConfig, FailedShard
 from blip_core.data.decoding import decode
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
 from blip_core.data.transforms import normalise
+from blip_core.med.architecture import PRESETS, Architecture
 from blip_core.med.checkpoint import LoadedMED, load_med
 from blip_core.med.convert import write_transformers
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.inference import Precision
-from blip_core.med.med import PRESETS, Architecture, build_med
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 
 SEED = 0

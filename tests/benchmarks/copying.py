@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from prefect import flow
 from prefect.states import State
 
-from blip_core.capfilt.annotate import AnnotationSummary, FailedShard, Progress
+from blip_core.capfilt.parts import AnnotationSummary, FailedShard, Progress
 from blip_core.config import BootstrapConfig
 from blip_core.corpus.schemas import IMAGES_KEY, ROWS_KEY, UNSCORED_KEY
 from blip_core.files import atomic_file

@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers_step import TransformersPretraining
 
 from blip_core.data.pairs import PairBatch
+from blip_core.med.architecture import PRESETS, Architecture
 from blip_core.med.lm import predicted
-from blip_core.med.med import PRESETS, Architecture, build_med
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training.objectives import Batch, Pretraining, Step
 from blip_core.training.recipe import TrainConfig

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from blip_core.med.architecture import Architecture
 from blip_core.med.lm import LABEL_SMOOTHING
-from blip_core.med.med import MED, TEMPERATURE_RANGE, Architecture
+from blip_core.med.med import MED, TEMPERATURE_RANGE
 from blip_core.med.transformers_names import TRANSFORMERS
 
 

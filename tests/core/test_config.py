@@ -9,8 +9,8 @@ import yaml
 
 from blip_core.config import BootstrapConfig, load_config, parse_config, parse_section
 from blip_core.errors import ConfigError
-from blip_core.med.generation import GenerationConfig
-from blip_core.med.med import MEDConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.decoding import GenerationConfig
 from blip_core.training.recipe import TrainConfig
 
 SMALLEST = {"workspace": "work", "web": {"path": "urls.parquet"}}

@@ -14,7 +14,8 @@ from blip_core import copies, stores
 from blip_core.copies import local_copy
 from blip_core.errors import CheckpointError, WorkspaceError
 from blip_core.files import atomic_folder
-from blip_core.med.checkpoint import load_med, read_checkpoint_config
+from blip_core.med.checkpoint import load_med
+from blip_core.med.description import read_checkpoint_config
 
 
 @pytest.fixture(autouse=True)

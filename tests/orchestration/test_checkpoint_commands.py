@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from blip_core.data.transforms import eval_transform
+from blip_core.med.architecture import Architecture
 from blip_core.med.checkpoint import load_med, save_med
-from blip_core.med.med import Architecture, build_med
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 
 Capfilt = Callable[..., tuple[int, str, str]]

@@ -14,8 +14,9 @@ import pytest
 
 import flows.run
 from blip_core.config import BootstrapConfig
-from blip_core.med.checkpoint import load_med, read_checkpoint_config
+from blip_core.med.checkpoint import load_med
 from blip_core.med.convert import Kind, write_release
+from blip_core.med.description import read_checkpoint_config
 from blip_core.workspace import Workspace
 from flows.clean import clean
 
@@ -198,7 +199,7 @@ def test_names_on_the_hub_go_through_the_whole_flow_with_their_weights_digests(
     models: dict[str, Path], tiny_web: Path, capfilt: Capfilt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hub = {f"someone/{kind}": path for kind, path in models.items()}
-    monkeypatch.setattr("blip_core.med.foreign.snapshot_download", lambda name, **_: str(hub[name]))
+    monkeypatch.setattr("blip_core.med.sources.snapshot_download", lambda name, **_: str(hub[name]))
     names = {kind: Path(f"someone/{kind}") for kind in models}
     status, out, err = capfilt(
         *arguments(tiny_web / "urls.parquet", tmp_path / "work", names, "--limit", "15", "--json")

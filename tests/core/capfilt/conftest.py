@@ -15,8 +15,9 @@ from PIL import Image
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
+from blip_core.med.architecture import Architecture
 from blip_core.med.checkpoint import save_med
-from blip_core.med.med import Architecture, build_med
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 
 

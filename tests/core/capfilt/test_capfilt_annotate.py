@@ -13,16 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_core.capfilt.annotate import AnnotateConfig, annotate_shard
+from blip_core.capfilt.annotate import annotate_shard
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.parts import AnnotateConfig
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA
 from blip_core.data.shards import SHARD_SCHEMA, check_part, write_shard
 from blip_core.data.transforms import eval_transform
 from blip_core.errors import ShardError
 from blip_core.med.checkpoint import load_med
 from blip_core.med.convert import write_transformers
-from blip_core.med.generation import CachedDecoder, GenerationConfig, caption_seed, row_uniforms, sample
+from blip_core.med.decoding import GenerationConfig
+from blip_core.med.generation import CachedDecoder, caption_seed, row_uniforms, sample
 
 NAME = "c0ffee0000000001"
 CONFIG = AnnotateConfig(candidates=2, batch_size=3, workers=0)

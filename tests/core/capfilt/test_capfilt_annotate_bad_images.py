@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from blip_core.capfilt.annotate import AnnotateConfig, annotate_shard
+from blip_core.capfilt.annotate import annotate_shard
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.parts import AnnotateConfig
 from blip_core.data.shards import REASONS
-from blip_core.med.generation import GenerationConfig
+from blip_core.med.decoding import GenerationConfig
 
 GENERATION = GenerationConfig(max_length=4, min_length=1)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)

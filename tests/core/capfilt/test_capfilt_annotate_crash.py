@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from blip_core.capfilt.annotate import AnnotateConfig, annotate_shard
+from blip_core.capfilt.annotate import annotate_shard
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
-from blip_core.med.generation import GenerationConfig
+from blip_core.capfilt.parts import AnnotateConfig
+from blip_core.med.decoding import GenerationConfig
 
 IMAGES = 12
 CONFIG = AnnotateConfig(candidates=2, batch_size=4, workers=0)

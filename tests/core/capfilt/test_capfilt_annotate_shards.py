@@ -12,22 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from blip_core.capfilt.annotate import (
-    AnnotateConfig,
-    AnnotationSummary,
-    FailedShard,
-    ShardJob,
-    ShardProgress,
-    annotate_shard,
-    annotate_shards,
-)
+from blip_core.capfilt.annotate import ShardJob, annotate_shard, annotate_shards
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.parts import AnnotateConfig, AnnotationSummary, FailedShard, ShardProgress
 from blip_core.capfilt.reading import ShardReader, image_rows
 from blip_core.corpus.schemas import part_writer
 from blip_core.data.decoding import decoder
 from blip_core.errors import CapfiltError, ShardError, WorkspaceError
-from blip_core.med.generation import GenerationConfig
+from blip_core.med.decoding import GenerationConfig
 
 CONFIG = AnnotateConfig(candidates=2, batch_size=4, workers=0)
 GENERATION = GenerationConfig(max_length=5, min_length=1)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import pytest
 
-from blip_core.capfilt.annotate import AnnotateConfig, annotate_shard
+from blip_core.capfilt.annotate import annotate_shard
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.earlier import find_model, take_over_parts
 from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.parts import AnnotateConfig
 from blip_core.errors import CheckpointError
-from blip_core.med.generation import GenerationConfig
+from blip_core.med.decoding import GenerationConfig
 from blip_core.workspace import Workspace
 
 CONFIG = AnnotateConfig(batch_size=4, workers=0)

@@ -8,7 +8,7 @@ import torch
 
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import IMAGES_AT_ONCE, Filter
-from blip_core.med.generation import GenerationConfig
+from blip_core.med.decoding import GenerationConfig
 from blip_core.med.inference import Precision
 
 TEXTS = ["a star", "a red circle under a blue square", "two green rings under a red star", "a circle"]

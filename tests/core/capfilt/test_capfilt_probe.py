@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from blip_core.capfilt.annotate import AnnotateConfig, ShardProgress
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
+from blip_core.capfilt.parts import AnnotateConfig, ShardProgress
 from blip_core.capfilt.probe import TEXTS, Probe, _StopWatch, _TimeIsUp, probe, write_sample
 from blip_core.med.decoding import GenerationConfig
 

@@ -16,11 +16,13 @@ from blip_core.data.tables import PairTable, iterate_pairs
 from blip_core.data.transforms import eval_transform
 from blip_core.errors import CheckpointError, InputError
 from blip_core.evaluation.captioning import caption_scores
-from blip_core.evaluation.heldout import EvaluationConfig, best_of_each, evaluate_checkpoint, rerank_scores
+from blip_core.evaluation.heldout import best_of_each, evaluate_checkpoint, rerank_scores
+from blip_core.evaluation.protocol import EvaluationConfig
+from blip_core.med.architecture import MEDConfig
 from blip_core.med.checkpoint import load_med, save_med
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.generation import generate
-from blip_core.med.med import MEDConfig, build_med
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 
 IMAGES = 14

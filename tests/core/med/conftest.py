@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from blip_core.med.architecture import Architecture
 from blip_core.med.checkpoint import LoadedMED
 from blip_core.med.convert import Kind, write_release, write_transformers
-from blip_core.med.med import MED, Architecture, build_med
+from blip_core.med.med import MED, build_med
 from blip_core.med.tokenizer import Tokenizer
 
 ARCHITECTURE = Architecture(

@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip_core.errors import CheckpointError, ConfigError
-from blip_core.med.checkpoint import load_med, read_checkpoint_config, save_med
-from blip_core.med.med import MED, Architecture
+from blip_core.med.architecture import Architecture
+from blip_core.med.checkpoint import load_med, save_med
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.med import MED
 from blip_core.med.tokenizer import Tokenizer
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from blip_core.errors import CheckpointError, ConfigError
+from blip_core.med.architecture import PRESETS, Architecture, Face, MEDConfig, architecture_from
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.generation import CachedDecoder, greedy
-from blip_core.med.med import MED, PRESETS, Architecture, MEDConfig, architecture_from, build_med
-from blip_core.med.text_transformer import CrossKeys, DecoderCache, Face, attention_mask
+from blip_core.med.med import MED, build_med
+from blip_core.med.text_transformer import CrossKeys, DecoderCache, attention_mask
 from blip_core.med.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")

@@ -24,10 +24,11 @@ from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
 from blip_core.data.transforms import eval_transform
 from blip_core.errors import CheckpointError, ConfigError
-from blip_core.med import foreign
-from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config, save_med
+from blip_core.med import sources
+from blip_core.med.checkpoint import LoadedMED, load_med, save_med
 from blip_core.med.convert import write_release, write_transformers
 from blip_core.med.decoding import GenerationConfig
+from blip_core.med.description import read_checkpoint_config
 from blip_core.med.generation import generate
 from blip_core.med.med import MED
 
@@ -191,7 +192,7 @@ def test_a_name_on_the_hub_is_fetched_without_what_is_not_needed(
         )
         return str(tmp_path if len(wanted) == 1 else written / "captioner")
 
-    monkeypatch.setattr(foreign, "snapshot_download", fetch)
+    monkeypatch.setattr(sources, "snapshot_download", fetch)
     assert Captioner.load("someone/blip-captioner").digest == load_med(written / "captioner").digest
     # the torch file is asked for where there is no safetensors file
     assert wanted == [

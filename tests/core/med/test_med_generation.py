@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blip_core.med.beam import beam_search
-from blip_core.med.decoding import Caption, GenerationConfig, restrict
+from blip_core.med.decoding import Caption, GenerationConfig
 from blip_core.med.generation import (
     CachedDecoder,
     caption_seed,
@@ -23,6 +23,7 @@ from blip_core.med.generation import (
     sample,
 )
 from blip_core.med.med import MED
+from blip_core.med.next_token import restrict
 from blip_core.med.text_transformer import CrossKeys
 from blip_core.med.tokenizer import Tokenizer
 

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from blip_core.med.beam import beam_search
-from blip_core.med.decoding import Caption, GenerationConfig, restrict
+from blip_core.med.decoding import Caption, GenerationConfig
 from blip_core.med.generation import greedy
+from blip_core.med.next_token import restrict
 from blip_core.med.sampling import sampled_from
 
 VOCABULARY, END, DECODE = 40, 3, 38

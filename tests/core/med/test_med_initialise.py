@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertLMHeadModel, BertModel, RobertaConfig
 
 from blip_core.errors import CheckpointError
+from blip_core.med.architecture import Architecture, Face, MEDConfig
 from blip_core.med.image_encoder import resize_positions
 from blip_core.med.initialise import initialise, load_image_weights, load_text_weights
-from blip_core.med.med import MED, Architecture, MEDConfig, build_image_encoder, build_med
-from blip_core.med.text_transformer import Face
+from blip_core.med.med import MED, build_image_encoder, build_med
 from blip_core.med.tokenizer import Tokenizer
 
 TEXTS = ["a red circle", "two green rings under a yellow star"]

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_core.med.med import MED, Architecture
+from blip_core.med.architecture import Architecture
+from blip_core.med.med import MED
 from blip_core.med.momentum import NO_IMAGE, EmbeddingQueue, MomentumEncoders
 from blip_core.med.tokenizer import Tokenizer
 

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from blip_core.errors import CheckpointError
-from blip_core.med.checkpoint import load_med, read_checkpoint_config
+from blip_core.med.checkpoint import load_med
+from blip_core.med.description import read_checkpoint_config
 from blip_core.med.tokenizer import Tokenizer
 
 Weights = dict[str, Tensor]

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_core.errors import CheckpointError, ConfigError
-from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config
+from blip_core.med.architecture import PRESETS, Architecture, Face
+from blip_core.med.checkpoint import LoadedMED, load_med
 from blip_core.med.convert import write_release
-from blip_core.med.med import MED, PRESETS, Architecture, build_med
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.med import MED, build_med
 from blip_core.med.release_names import RELEASE
-from blip_core.med.text_transformer import Face
 from blip_core.med.tokenizer import Tokenizer
 
 Shapes = dict[str, tuple[int, ...]]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from blip_core.data.pairs import PairSource
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.word_pieces import TokenizerConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 SHAPES = ("circle", "square", "bar")

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from blip_core.data.pairs import PairSource, iterate_texts
 from blip_core.data.stream import PairStream
 from blip_core.data.transforms import eval_transform
-from blip_core.med.med import MEDConfig, build_med
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training import parallel, processes
 from blip_core.training.objectives import Pretraining, Step

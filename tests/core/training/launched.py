@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from blip_core.data.pairs import PairSource
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig

@@ -8,9 +8,11 @@ import torch
 
 from blip_core.data.pairs import PairSource
 from blip_core.errors import CheckpointError
-from blip_core.med.checkpoint import LoadedMED, load_med, read_checkpoint_config
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.checkpoint import LoadedMED, load_med
 from blip_core.med.convert import Kind, write_transformers
-from blip_core.med.med import MEDConfig, build_med
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.recipe import TrainConfig

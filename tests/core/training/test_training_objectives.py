@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from blip_core.data.pairs import PairBatch, PairSource, iterate_texts
 from blip_core.data.stream import PairStream
 from blip_core.data.transforms import eval_transform
+from blip_core.med.architecture import MEDConfig
 from blip_core.med.itm import draw_hard_negatives
 from blip_core.med.lm import lm_loss
-from blip_core.med.med import MED, MEDConfig, build_med
+from blip_core.med.med import MED, build_med
 from blip_core.med.tokenizer import Tokenizer
 from blip_core.training.objectives import (
     Batch,

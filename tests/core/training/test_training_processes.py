@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from blip_core.data.pairs import PairSource
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.recipe import TrainConfig
 
 PROGRAM = Path(__file__).with_name("launched.py")

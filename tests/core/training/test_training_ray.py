@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from blip_core.cluster import ENVIRONMENT
 from blip_core.data.pairs import PairSource
 from blip_core.errors import ConfigError, TrainingError
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.on_ray import train_on_ray
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig

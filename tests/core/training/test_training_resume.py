@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from blip_core.data.pairs import PairSource, web_sources
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
 from blip_core.errors import InputError, TrainingError
-from blip_core.med.checkpoint import load_med, read_checkpoint_config, save_med
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.checkpoint import load_med, save_med
+from blip_core.med.description import read_checkpoint_config
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig

@@ -13,10 +13,12 @@ import torch
 from blip_core.data.pairs import PairSource, iterate_texts
 from blip_core.data.stream import PairStream
 from blip_core.data.transforms import eval_transform
+from blip_core.med.architecture import MEDConfig
 from blip_core.med.checkpoint import load_med
 from blip_core.med.lm import predicted
-from blip_core.med.med import MEDConfig, build_med
-from blip_core.med.tokenizer import Tokenizer, TokenizerConfig
+from blip_core.med.med import build_med
+from blip_core.med.tokenizer import Tokenizer
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.objectives import Captioning
 from blip_core.training.pretrain import pretrain

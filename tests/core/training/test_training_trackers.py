@@ -16,8 +16,8 @@ import yaml
 
 from blip_core.data.pairs import PairSource
 from blip_core.errors import TrainingError
-from blip_core.med.med import MEDConfig
-from blip_core.med.tokenizer import TokenizerConfig
+from blip_core.med.architecture import MEDConfig
+from blip_core.med.word_pieces import TokenizerConfig
 from blip_core.training.finetune import finetune_captioner
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig
