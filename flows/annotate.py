@@ -1,13 +1,13 @@
 """CapFilt: synthetic texts and scores for every image of every shard."""
 
 from prefect import flow
-from tasks.annotate_batch import annotate_batch
 
 from blip_core.config import BootstrapConfig
 from flows.annotate_pool import annotate_in_pool
 from flows.shards import complain, over_batches, tell, threads
 from tasks import progress
 from tasks.annotate import plan_annotation
+from tasks.annotate_batch import annotate_batch
 from tasks.annotate_ray import annotate_on_ray
 from tasks.warned import counted_warnings
 

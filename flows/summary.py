@@ -1,8 +1,9 @@
-"""What `capfilt demo` and `capfilt clean` end with: the round's numbers, where all lies, and questions in SQL."""
+"""What commands show people: the numbers of a round or of many, where all lies, and questions in SQL."""
 
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blip_core.config import BootstrapConfig
@@ -128,6 +129,23 @@ def print_rounds_table(rounds: list[dict[str, Any]]) -> None:
     for row in rounds:
         if row["why"]:
             console.print(f"round {row['round']}, {row['state']}: {row['why']}", markup=False, soft_wrap=True)
+
+
+def print_sweep(rows: list[dict[str, Any]]) -> None:
+    """Prints a row for each predicate on stdout, and below it the pairs at the edges."""
+    table = Table()
+    for column in ("where", "images", "web", "synthetic", "rejected", "estimated noise"):
+        table.add_column(column, justify="left" if column == "where" else "right", overflow="fold")
+    for row in rows:
+        counts = (f"{row[name]:,}" for name in ("images", "web", "synthetic", "rejected"))
+        table.add_row(escape(row["where"]), *counts, _fraction(row["estimated_noise"]))
+    console = Console(highlight=False)
+    console.print(table)
+    for row in rows:
+        for title, which in (("kept last", "least_kept"), ("rejected first", "most_rejected")):
+            for pair in row.get(which, []):
+                said = f"{pair['itm_score']:.4f} {pair['source']} {pair['text']!r} {pair['url']!r}"
+                console.print(f"{row['where']}, {title}: {said}", markup=False, soft_wrap=True)
 
 
 def _fraction(value: float | None) -> str:

@@ -8,6 +8,8 @@ is checked against what only reads.
 import glob
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -37,12 +39,9 @@ def run_query(workspace: Workspace, sql: str) -> pa.Table:
     process that holds catalog.duckdb is in the way. Raises QueryError, in one line, for a statement that fails,
     that is not a single reading one, or that names a file outside the workspace.
     """
-    with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
+    with reading(workspace) as connection:
         try:
             check_statement(connection, sql)
-            let_reach(connection, workspace.root)
-            create_views(connection, workspace, folder=f"{workspace.root}/")
-            _lock(connection, workspace, spill)
             return connection.sql(sql).to_arrow_table()
         except duckdb.PermissionException as error:
             views = ", ".join(VIEW_MEANINGS)
@@ -50,6 +49,16 @@ def run_query(workspace: Workspace, sql: str) -> pa.Table:
             raise QueryError(f"query: {one_line(error)}; {reach}") from error
         except duckdb.Error as error:
             raise QueryError(f"query: {one_line(error)}") from error
+
+
+@contextmanager
+def reading(workspace: Workspace) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with the views of the workspace that can name no file outside of it, and changes no setting."""
+    with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
+        let_reach(connection, workspace.root)
+        create_views(connection, workspace, folder=f"{workspace.root}/")
+        _lock(connection, workspace, spill)
+        yield connection
 
 
 def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:

@@ -30,6 +30,31 @@ def query(
 
 
 @app.command()
+def sweep(
+    predicates: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WHERE]...", help="Thresholds of itm_score, such as 0.7, or predicates in SQL."),
+    ] = None,
+    workspace: InWorkspace = ".",
+    round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.", min=1)] = None,
+    best_of: Annotated[bool, typer.Option("--best-of", help="Of an image's synthetic texts, only the best.")] = False,
+    examples: Annotated[int, typer.Option(help="Pairs to show of each edge.", min=0, max=100)] = 2,
+    json: Json = False,
+) -> None:
+    """What other thresholds or predicates would keep of the annotations that stand; no model is run."""
+    from blip_core.corpus.sweep import THRESHOLDS, predicate_of
+    from blip_core.corpus.sweep import sweep as sweep_round
+    from blip_core.workspace import Workspace
+    from flows.summary import print_sweep
+
+    opened = Workspace.existing(workspace)
+    number = round if round is not None else max(opened.round_numbers(), default=1)
+    wheres = [predicate_of(given) for given in predicates or THRESHOLDS]
+    rows = sweep_round(opened, number, wheres, best_of, examples)
+    print_json(rows) if json else print_sweep(rows)
+
+
+@app.command()
 def report(
     workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="The workspace to report on.")],
     round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.")] = None,

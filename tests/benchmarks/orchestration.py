@@ -36,7 +36,6 @@ from services.prefect import Server, Worker, redis_messaging  # noqa: E402
 from services.program import Program  # noqa: E402
 from services.redis import redis  # noqa: E402
 from services.shards import COLOURS, make_shards  # noqa: E402
-from tasks.annotate_batch import annotate_names  # noqa: E402
 
 from blip_core.capfilt.parts import FailedShard  # noqa: E402
 from blip_core.config import BootstrapConfig, load_config  # noqa: E402
@@ -45,6 +44,7 @@ from blip_core.med.checkpoint import save_med  # noqa: E402
 from blip_core.med.med import build_med  # noqa: E402
 from blip_core.med.tokenizer import Tokenizer  # noqa: E402
 from blip_core.workspace import Workspace  # noqa: E402
+from tasks.annotate_batch import annotate_names  # noqa: E402
 
 SIZES = (100, 1000, 13000)
 DATABASES = ("sqlite", "postgres")
