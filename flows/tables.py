@@ -1,14 +1,22 @@
 """Query results for people and for programs."""
 
 import base64
+import csv
 import json
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from blip_core.errors import ConfigError
+
 _SHOWN_ROWS = 100
+
+Format = Literal["table", "json", "csv", "parquet"]
 
 
 def print_rows(rows: pa.Table, console: Console | None = None) -> None:
@@ -24,6 +32,37 @@ def print_rows(rows: pa.Table, console: Console | None = None) -> None:
     console.print(table)
     if rows.num_rows > _SHOWN_ROWS:
         console.print(f"{_SHOWN_ROWS} of {rows.num_rows} rows; --json prints all")
+
+
+def show_as(format: Format) -> Callable[[pa.Table], None]:
+    """What prints a result on stdout. Raises ConfigError for Parquet on a terminal."""
+    if format == "parquet" and sys.stdout.isatty():
+        raise ConfigError("--format parquet: bytes are not for a terminal; send them to a file: > rows.parquet")
+    return {"table": print_rows, "json": _print_json, "csv": _print_csv, "parquet": _print_parquet}[format]
+
+
+def _print_json(rows: pa.Table) -> None:
+    sys.stdout.write(f"{to_json(rows)}\n")
+
+
+def _print_csv(rows: pa.Table) -> None:
+    """With a line of names; bytes in base64, lists and structs as JSON."""
+    written = csv.writer(sys.stdout, lineterminator="\n")
+    written.writerow(rows.column_names)
+    for batch in rows.to_batches():
+        written.writerows(
+            [_csv_cell(value) for value in row] for row in zip(*(column.to_pylist() for column in batch), strict=True)
+        )
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    return _plain(value) if isinstance(value, bytes) else value
+
+
+def _print_parquet(rows: pa.Table) -> None:
+    pq.write_table(rows, sys.stdout.buffer, compression="zstd")
 
 
 def to_json(rows: pa.Table) -> str:

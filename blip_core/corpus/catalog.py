@@ -26,7 +26,10 @@ VIEW_MEANINGS = {
     "annotations": "every candidate of every round, with its scores",
     "corpus": "the candidates that passed in the promoted round, and the human pairs",
     "rounds": "the rounds, what became of them, and their numbers",
+    "shards": "the shards, and how many of their rows arrived",
+    "failures": "everything that failed, and why: rows without an image, and candidates without scores",
     "training_metrics": "the losses of every training, by step",
+    "runs": "how long the steps of each round worked, and on how many images",
 }
 
 # The DuckDB types of an empty view's columns.
@@ -54,6 +57,18 @@ METRIC_TYPES = {
 }
 
 
+# Views over views.
+SHARDS = """SELECT shard, count(*) AS rows, count(*) FILTER (status = 'ok') AS images,
+    count(*) FILTER (status <> 'ok') AS failed
+FROM images GROUP BY shard"""
+
+FAILURES = """SELECT uid, shard, url, 'download' AS step, NULL::INTEGER AS round, NULL::VARCHAR AS source,
+    NULL::TINYINT AS candidate, reason
+FROM images WHERE status <> 'ok'
+UNION ALL
+SELECT uid, shard, url, 'annotate', round, source, candidate, reason FROM annotations WHERE reason IS NOT NULL"""
+
+
 def build_catalog(workspace: Workspace) -> Path:
     """Writes `catalog.duckdb` anew and returns its path. Call it again when a step has written its first part.
 
@@ -79,15 +94,17 @@ def create_views(connection: duckdb.DuckDBPyConnection, workspace: Workspace, fo
         "annotations": _annotations(workspace, folder),
         "corpus": _corpus(workspace, folder, promoted),
         "rounds": _rounds(workspace),
+        "shards": SHARDS,
+        "failures": FAILURES,
         "training_metrics": _training_metrics(workspace, folder),
+        "runs": _runs(workspace),
     }
     for view, definition in definitions.items():
         connection.execute(f"CREATE VIEW {view} AS {definition}")
         connection.execute(f"COMMENT ON VIEW {view} IS {quoted(VIEW_MEANINGS[view])}")
         for column in connection.table(view).columns:
-            if column in COLUMN_MEANINGS:
-                meaning = quoted(COLUMN_MEANINGS[column])
-                connection.execute(f'COMMENT ON COLUMN {view}."{column}" IS {meaning}')
+            meaning = COLUMN_MEANINGS.get(f"{view}.{column}") or COLUMN_MEANINGS[column]
+            connection.execute(f'COMMENT ON COLUMN {view}."{column}" IS {quoted(meaning)}')
 
 
 def quoted(text: str) -> str:
@@ -126,6 +143,22 @@ def _rounds(workspace: Workspace) -> str:
         values += [look_up(numbers, path) for path in ROUND_NUMBERS.values()]
         literals = ("NULL" if value is None else str(value) for value in values)
         rows.append(f"({', '.join(literals)})")
+    return _values(types, rows)
+
+
+def _runs(workspace: Workspace) -> str:
+    types = {"round": "INTEGER", "step": "VARCHAR", "seconds": "DOUBLE", "images": "BIGINT"}
+    rows = []
+    for number in workspace.round_numbers():
+        made = workspace.round(number)
+        seconds, images = (read_json(path) if path.exists() else {} for path in (made.seconds, made.images))
+        for step, spent in seconds.items():
+            rows.append(f"({number}, {quoted(step)}, {float(spent)}, {images.get(step, 'NULL')})")
+    return _values(types, rows)
+
+
+def _values(types: Mapping[str, str], rows: list[str]) -> str:
+    """A view of literal rows."""
     if not rows:
         return _empty(types)
     columns = ", ".join(f"{name}::{kind} AS {name}" for name, kind in types.items())

@@ -33,22 +33,22 @@ ALLOWED = "a query is one SELECT (or FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPL
 
 
 def run_query(workspace: Workspace, sql: str) -> pa.Table:
-    """The result of one reading statement over the views images, annotations, corpus, rounds, training_metrics.
+    """The result of one reading statement over the views of the catalog.
 
     The views are made anew for each query, in memory: they are never older than the files, and no other
     process that holds catalog.duckdb is in the way. Raises QueryError, in one line, for a statement that fails,
     that is not a single reading one, or that names a file outside the workspace.
     """
-    with reading(workspace) as connection:
-        try:
+    try:
+        with reading(workspace) as connection:
             check_statement(connection, sql)
             return connection.sql(sql).to_arrow_table()
-        except duckdb.PermissionException as error:
-            views = ", ".join(VIEW_MEANINGS)
-            reach = f"a query reads the views {views}, and files under {workspace.root} by their full path"
-            raise QueryError(f"query: {one_line(error)}; {reach}") from error
-        except duckdb.Error as error:
-            raise QueryError(f"query: {one_line(error)}") from error
+    except duckdb.PermissionException as error:
+        views = ", ".join(VIEW_MEANINGS)
+        reach = f"a query reads the views {views}, and files under {workspace.root} by their full path"
+        raise QueryError(f"query: {one_line(error)}; {reach}") from error
+    except duckdb.Error as error:
+        raise QueryError(f"query: {one_line(error)}") from error
 
 
 @contextmanager

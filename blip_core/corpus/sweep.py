@@ -51,15 +51,15 @@ def sweep(
     """
     if not any(workspace.round(round).annotations.glob("*.parquet")):
         raise WorkspaceError(f"{workspace.root}: round {round} has no annotations; capfilt annotate makes them")
-    with reading(workspace) as connection:
-        candidates = _candidates(connection, round, predicates, best_of)
-        try:
+    try:
+        with reading(workspace) as connection:
+            candidates = _candidates(connection, round, predicates, best_of)
             rows = _counts(connection, candidates, predicates)
             for number, row in enumerate(rows if examples else []):
                 row["least_kept"] = _edge(connection, candidates, f"keep{number}", "ASC", examples)
                 row["most_rejected"] = _edge(connection, candidates, f"NOT keep{number}", "DESC", examples)
-        except duckdb.Error as error:
-            raise QueryError(f"sweep: {one_line(error)}") from error
+    except duckdb.Error as error:
+        raise QueryError(f"sweep: {one_line(error)}") from error
     return rows
 
 

@@ -1,10 +1,10 @@
 """Commands that read what a workspace holds, and say which round of it is shown."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands.shared import print_json, show_rows
+from flows.commands.shared import print_json
 from flows.options import Json
 
 if TYPE_CHECKING:
@@ -17,16 +17,27 @@ app = typer.Typer()
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the catalog's views.")],
+    sql: Annotated[
+        str | None, typer.Argument(metavar="[SQL]", help="One SELECT over the catalog's views; without it a shell.")
+    ] = None,
     workspace: Annotated[str, typer.Option(help="The workspace to ask.")] = ".",
+    format: Annotated[
+        Literal["table", "json", "csv", "parquet"], typer.Option(help="What is printed; a table shows 100 rows.")
+    ] = "table",
     json: Json = False,
 ) -> None:
-    """SQL over the workspace: the views images, annotations, corpus, rounds, training_metrics. Read only."""
+    """SQL over the workspace: the views images, annotations, corpus, rounds, shards, failures, ... Read only."""
     from blip_core.corpus.query import run_query
     from blip_core.workspace import Workspace
+    from flows.shell import run_shell
+    from flows.tables import show_as
 
-    rows = run_query(Workspace.existing(workspace), sql)
-    show_rows(rows, json)
+    opened = Workspace.existing(workspace)
+    show = show_as("json" if json else format)
+    if sql is None:
+        run_shell(opened, show)
+    else:
+        show(run_query(opened, sql))
 
 
 @app.command()

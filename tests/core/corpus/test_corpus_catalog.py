@@ -14,7 +14,7 @@ from blip_core.errors import WorkspaceError
 from blip_core.files import write_json
 from blip_core.workspace import Workspace
 
-VIEWS = ("images", "annotations", "corpus", "rounds", "training_metrics")
+VIEWS = ("images", "annotations", "corpus", "rounds", "shards", "failures", "training_metrics", "runs")
 
 
 def plain_client(workspace: Workspace, sql: str) -> list:
@@ -45,10 +45,13 @@ def test_plain_client_in_the_workspace_reads_every_view(
     line = {"model": "med", "step": 20, "loss": 3.5, "itc": 1.0, "itm": 0.6, "lm": None}
     metrics = workspace.round(1).metrics / "med.jsonl"
     metrics.write_text(json.dumps(line) + '\n{"model": "med", "st', encoding="utf-8")
+    workspace.round(1).add_seconds("annotate", 2.5)
+    workspace.round(1).add_images("annotate", 10)
+    workspace.round(1).add_seconds("publish", 1.0)
     monkeypatch.chdir(tmp_path)  # the catalog is built from anywhere
     assert build_catalog(workspace) == workspace.catalog
     counts = " UNION ALL ".join(f"SELECT count(*) FROM {view}" for view in VIEWS)
-    assert plain_client(workspace, counts) == [[12], [20], [8], [1], [1]]
+    assert plain_client(workspace, counts) == [[12], [20], [8], [1], [2], [4], [1], [2]]
     assert plain_client(workspace, "SELECT DISTINCT round FROM annotations") == [[1]]
     assert plain_client(workspace, "SELECT shard, count(image) FROM images GROUP BY 1 ORDER BY 1") == [
         ["aaaa000000000001", 5],
@@ -59,6 +62,22 @@ def test_plain_client_in_the_workspace_reads_every_view(
     ]
     assert plain_client(workspace, "SELECT round, model, step, itm, lm FROM training_metrics") == [
         [1, "med", 20, 0.6, None]
+    ]
+    assert plain_client(workspace, "FROM shards ORDER BY shard") == [
+        ["aaaa000000000001", 6, 5, 1],
+        ["bbbb000000000002", 6, 5, 1],
+    ]
+    assert plain_client(
+        workspace, "SELECT uid, step, round, source, candidate, reason FROM failures ORDER BY 1, 2"
+    ) == [
+        ["aaaa-4", "annotate", 1, "synthetic", 1, "empty_text"],
+        ["aaaa-5", "download", None, None, None, "not_found"],
+        ["bbbb-4", "annotate", 1, "synthetic", 1, "empty_text"],
+        ["bbbb-5", "download", None, None, None, "not_found"],
+    ]
+    assert plain_client(workspace, "FROM runs ORDER BY step") == [
+        [1, "annotate", 2.5, 10],
+        [1, "publish", 1.0, None],
     ]
 
 
@@ -77,11 +96,12 @@ def test_views_of_an_empty_workspace_have_the_columns_of_a_full_one(workspace: W
     columns = ("model", "step", "loss", "itc", "itm", "lm", "learning_rate", "gradient_norm")
     columns += ("images_per_second", "data_wait", "undecodable")
     (workspace.round(1).metrics / "med.jsonl").write_text(json.dumps(dict.fromkeys(columns)) + "\n", encoding="utf-8")
+    workspace.round(1).add_seconds("annotate", 2.5)
     build_catalog(workspace)
     shape = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
     assert plain_client(empty, shape) == plain_client(workspace, shape)
     counts = " UNION ALL ".join(f"SELECT count(*) FROM {view}" for view in VIEWS)
-    assert plain_client(empty, counts) == [[0]] * 5
+    assert plain_client(empty, counts) == [[0]] * len(VIEWS)
 
 
 def test_views_and_columns_carry_comments(workspace: Workspace) -> None:
@@ -94,6 +114,10 @@ def test_views_and_columns_carry_comments(workspace: Workspace) -> None:
         "SELECT comment FROM duckdb_columns() WHERE table_name = 'annotations' AND column_name = 'itm_score'",
     )
     assert "match" in itm
+    silent = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+    assert plain_client(workspace, silent) == []
+    steps = "SELECT table_name, comment FROM duckdb_columns() WHERE column_name = 'step' ORDER BY 1"
+    assert len({comment for _, comment in plain_client(workspace, steps)}) == 2  # two meanings
 
 
 def test_corpus_view_follows_the_promotion_else_the_last_published_round(workspace: Workspace) -> None:
