@@ -66,6 +66,21 @@ def sweep(
 
 
 @app.command()
+def explain(
+    uid: Annotated[str, typer.Argument(metavar="UID", help="The image's key, the column uid of every view.")],
+    workspace: InWorkspace = ".",
+    json: Json = False,
+) -> None:
+    """One image's story: its download, every text with its scores, who made and judged it, and why it was kept."""
+    from blip_core.corpus.explain import explain as story_of
+    from blip_core.workspace import Workspace
+    from flows.story import print_story
+
+    story = story_of(Workspace.existing(workspace), uid)
+    print_json(story) if json else print_story(story)
+
+
+@app.command()
 def report(
     workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="The workspace to report on.")],
     round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.")] = None,

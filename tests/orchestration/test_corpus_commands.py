@@ -1,13 +1,15 @@
-"""`capfilt sweep` on the command line."""
+"""`capfilt sweep` and `capfilt explain` on the command line."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, write_part
+from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.workspace import Workspace
 
 Capfilt = Callable[..., tuple[int, str, str]]
@@ -51,6 +53,22 @@ def test_people_see_a_table_and_the_pairs_at_the_edge_as_they_are(capfilt: Capfi
     assert "estimated noise" in out
     assert "itm_score > 0.8, kept last: 0.8500 web '[b]8[/b]' 'http://web.test/8.jpg'" in out
     assert "itm_score > 0.8, rejected first: 0.7500 web '[b]7[/b]' 'http://web.test/7.jpg'" in out
+
+
+def test_an_image_is_explained_for_people_and_for_programs(capfilt: Capfilt, annotated: Workspace) -> None:
+    image = {"uid": "image-7", "url": "http://web.test/7.jpg", "caption": "[b]7[/b]", "status": "ok", "sha256": "5a"}
+    sizes = dict.fromkeys(("width", "height", "original_width", "original_height"), 32)
+    table = pa.Table.from_pylist([image | sizes], SHARD_SCHEMA).replace_schema_metadata({"capfilt.schema": "shard/1"})
+    annotated.shards.mkdir(exist_ok=True)
+    pq.write_table(table, annotated.shard("aaaa"))
+    status, out, err = capfilt("explain", "image-7", "--workspace", str(annotated.root))
+    assert (status, err) == (0, "")
+    assert "undecided web 0: '[b]7[/b]'" in out
+    assert "its shard is not published in this round yet" in out
+    status, out, _ = capfilt("explain", "image-7", "--workspace", str(annotated.root), "--json")
+    assert [made["round"] for made in json.loads(out)["rounds"]] == [1, 2]
+    status, out, err = capfilt("explain", "nobody", "--workspace", str(annotated.root))
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
 
 
 @pytest.mark.parametrize(("given", "named"), [("itm_scor > 1", "itm_scor"), ("itm_score", "not true or false")])

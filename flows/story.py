@@ -1,0 +1,50 @@
+"""What `capfilt explain` shows people. All texts are the web's: they are printed as they stand, escaped."""
+
+from typing import Any
+
+from rich.console import Console
+
+
+def print_story(story: dict[str, Any]) -> None:
+    """Prints what `blip_core.corpus.explain` found, on stdout."""
+    console = Console(highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    say(f"image {story['uid']!r}")
+    for image in story["images"]:
+        say(f"shard {image['shard']}: {image['url']!r}")
+        say(f"  web text {image['caption']!r}")
+        say(f"  {_fetched(image)}")
+    for pair in story["human"]:
+        say(f"human text {pair['text']!r}, of the image {pair['image_sha256']}")
+    for made in story["rounds"]:
+        rule = f"keeps where {made['where']}{', the best synthetic text' if made['best_of'] else ''}"
+        shown = ", the promoted one," if made["promoted"] else ""
+        say(f"round {made['round']}{shown} {rule if made['where'] else 'is not published'}")
+        for row in made["candidates"]:
+            say(f"  {_verdict(row['kept'])} {row['source']} {row['candidate']}: {row['text']!r}")
+            say(f"    {_scores(row)}; {row['why']}")
+    for digest, model in story["models"].items():
+        known = ", ".join(f"{key} {value}" for key, value in model.items() if value is not None)
+        say(f"model {digest}: {known or 'lies in no round of this workspace'}")
+
+
+def _fetched(image: dict[str, Any]) -> str:
+    if image["status"] != "ok":
+        return f"failed: {image['reason']}"
+    size = f"{image['width']} x {image['height']} pixels"
+    fetched = f"{image['original_width']} x {image['original_height']} as fetched"
+    return f"{size} ({fetched}), sha256 {image['sha256']}"
+
+
+def _verdict(kept: bool | None) -> str:
+    return {True: "kept", False: "rejected", None: "undecided"}[kept]
+
+
+def _scores(row: dict[str, Any]) -> str:
+    scores = (f"{name} {row[name]:.4f}" for name in ("itm_score", "itc_score", "logprob") if row[name] is not None)
+    seed = f", seed {row['seed']}" if row["seed"] is not None else ""
+    captioner = f", by the Captioner {row['captioner']}" if row["source"] == "synthetic" else ""
+    return f"{', '.join(scores) or 'no scores'}, by the Filter {row['filter']}{captioner}{seed}"
