@@ -1,6 +1,7 @@
 """What tests of several folders share: models as others publish them, and an object store."""
 
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,15 @@ TEXTS = [
     *("a medium yellow star on a black background", "a photograph of a purple ring", "click here for orange triangles"),
     *LETTERS,
 ]
+
+
+def pytest_configure() -> None:
+    """Lets the programs that tests start be interrupted, which a shell's & takes from pytest and all its children.
+
+    A Prefect worker makes SIGINT of the SIGTERM that it gets, and would ignore both.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
