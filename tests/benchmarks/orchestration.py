@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -234,14 +235,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON value")
     arguments = parser.parse_args()
     found = []
-    for database in arguments.database:
-        for shards in arguments.shards:
-            with tempfile.TemporaryDirectory(prefix="capfilt-orchestration-") as folder:
-                path = prepare(Path(folder), shards)
+    for shards in arguments.shards:
+        with tempfile.TemporaryDirectory(prefix="capfilt-orchestration-") as folder:
+            path = prepare(Path(folder), shards)
+            for database in arguments.database:
                 sys.stderr.write(f"{database}: {shards} shards are ready\n")
-                with platform(Path(folder) / "platform", database) as (server, worker):
+                with platform(Path(folder) / database, database) as (server, worker):
                     found.append({"database": database, **measure(server, worker, path, shards)})
                     sys.stderr.write(f"{found[-1]}\n")
+                shutil.rmtree(Workspace(Path(load_config(path).workspace)).round(1).root)
     if arguments.json:
         value = {"machine": machine(torch.device("cpu")), "workers": WORKERS, "figures": found}
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
