@@ -22,10 +22,11 @@ GENERATION = GenerationConfig(max_length=5, min_length=1)
 # Says after every batch how many images are done, and goes on when it is told to.
 WORKER = f"""
     import pathlib, sys
-    from blip_core.capfilt.annotate import AnnotateConfig, ShardJob, annotate_shards
+    from blip_core.capfilt.annotate import annotate_shards
     from blip_core.capfilt.captioner import Captioner
     from blip_core.capfilt.filter import Filter
-    from blip_core.med.generation import GenerationConfig
+    from blip_core.capfilt.parts import AnnotateConfig, ShardJob
+    from blip_core.med.decoding import GenerationConfig
 
     def tell(progress):
         print(progress.done, flush=True)

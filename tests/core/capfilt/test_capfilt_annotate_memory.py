@@ -20,10 +20,11 @@ MEGABYTE = 2**20
 
 SCRIPT = """
     import pathlib, sys, torch
-    from blip_core.capfilt.annotate import AnnotateConfig, ShardJob, annotate_shards
+    from blip_core.capfilt.annotate import annotate_shards
     from blip_core.capfilt.captioner import Captioner
     from blip_core.capfilt.filter import Filter
-    from blip_core.med.generation import GenerationConfig
+    from blip_core.capfilt.parts import AnnotateConfig, ShardJob
+    from blip_core.med.decoding import GenerationConfig
     if __name__ == "__main__":
         torch.set_num_threads(1)
         captioner, filter, workers, target, *shards = sys.argv[1:]
