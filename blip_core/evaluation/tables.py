@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from blip_core import stores
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
-from blip_core.corpus.selection import WHERE_KEY
+from blip_core.corpus.selection import BEST_OF_KEY, WHERE_KEY
 from blip_core.corpus.sql import let_reach
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.workspace import Workspace
@@ -100,6 +100,28 @@ class RoundTables:
             if WHERE_KEY.encode() in metadata:
                 return metadata[WHERE_KEY.encode()].decode()
         return None
+
+    def best_of(self) -> bool:
+        """Whether the round was published with `best_of`."""
+        for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):
+            metadata = pq.read_schema(stores.readable(part)).metadata or {}
+            if BEST_OF_KEY.encode() in metadata:
+                return bool(json.loads(metadata[BEST_OF_KEY.encode()]))
+        return False
+
+    def kept(self) -> tuple[int, dict[str, float]]:
+        """Distinct images of the corpus, and the mean itm_score of its texts by source; human pairs have none."""
+        ((images,),) = self._rows("SELECT count(DISTINCT image_sha256) FROM corpus")
+        means = self._rows("SELECT source, avg(itm_score) FROM corpus WHERE itm_score IS NOT NULL GROUP BY source")
+        return images, dict(means)
+
+    def domains(self) -> list[tuple[str, int, int]]:
+        """Host, distinct images and texts of the corpus's URLs; the largest first."""
+        host = "lower(regexp_extract(url, '^[^:]+://(?:[^/?#]*@)?(\\[[^\\]]*\\]|[^/?#:]*)', 1))"
+        return self._rows(
+            f"SELECT {host} AS host, count(DISTINCT image_sha256), count(*) FROM corpus "  # noqa: S608
+            "WHERE url IS NOT NULL GROUP BY host ORDER BY 2 DESC, 1"
+        )
 
     def kept_noise(self) -> tuple[float | None, tuple[str, ...]]:
         """1 - the mean itm_score of the web and synthetic texts that were kept, and whose scores these are.

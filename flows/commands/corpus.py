@@ -86,7 +86,8 @@ def report(
     round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.")] = None,
     json: Json = False,
 ) -> None:
-    """The round's report: report.html, or its numbers with --json."""
+    """The round's report: report.html and the corpus's card, or its numbers with --json."""
+    from blip_core.evaluation.card import write_card
     from blip_core.evaluation.report import build_report, write_report
     from blip_core.workspace import Workspace
 
@@ -96,6 +97,7 @@ def report(
         print_json(build_report(opened, number))
     else:
         typer.echo(write_report(opened, number))
+        write_card(opened, number)
 
 
 @app.command()
