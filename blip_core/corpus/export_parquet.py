@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from blip_core.corpus.export_format import Entry, Pair
 from blip_core.corpus.schemas import CORPUS_SCHEMA
 
-GROUP_BYTES, GROUP_ROWS = 32 * 2**20, 1_000
+GROUP_BYTES, GROUP_ROWS = 16 * 2**20, 1_000
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 FEATURE_TYPES = {pa.float32(): "float32"}
 # Images, texts and addresses do not repeat; a dictionary of them would be as large as they are.

@@ -96,6 +96,7 @@ def select_rows(corpus: Path, where: str | None, left_out: Mapping[str, str]) ->
             parts = quoted(f"{glob.escape(str(corpus))}/*.parquet")
             source = f"read_parquet({parts}, filename = true, file_row_number = true)"
             connection.execute(f"CREATE VIEW corpus AS SELECT * FROM {source}")
+            connection.execute("SET enable_progress_bar = false")
             connection.execute(f"SET memory_limit = '{MEMORY}'")
             connection.execute(f"SET threads = {THREADS}")
             confine(connection, corpus, spill)
