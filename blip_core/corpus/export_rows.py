@@ -61,7 +61,7 @@ class Selection:
         """Those rows of a corpus part. Raises ShardError where it cannot be read."""
         path = self._corpus / f"{part}.parquet"
         try:
-            table = pq.read_table(stores.readable(path), schema=CORPUS_SCHEMA)
+            table = pq.read_table(stores.readable(path), schema=CORPUS_SCHEMA, partitioning=None)
         except stores.errors(pa.ArrowException) as error:
             raise ShardError(f"{path}: cannot be read ({error}); publish the round again") from error
         return plain_rows(table.take(numbers))

@@ -22,8 +22,8 @@ Configure = Callable[..., Path]
 
 COMMANDS = (
     "demo", "bootstrap", "clean", "download", "pretrain", "finetune", "annotate", "publish", "retrain", "evaluation",
-    "train", "caption", "score", "convert", "query", "report", "re-bootstrap", "rounds", "promote", "rollback",
-    "setup-prefect",
+    "train", "caption", "score", "convert", "query", "report", "export", "re-bootstrap", "rounds", "promote",
+    "rollback", "setup-prefect",
 )  # fmt: skip
 
 
