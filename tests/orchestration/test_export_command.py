@@ -1,4 +1,4 @@
-"""`capfilt export`: what it prints, what it refuses, and that docs/export.md is true: its examples run as they stand."""
+"""`capfilt export`: what it prints and refuses, and that docs/export.md is true: its examples run as they stand."""
 
 import hashlib
 import io
