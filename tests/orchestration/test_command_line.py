@@ -22,7 +22,7 @@ Configure = Callable[..., Path]
 
 COMMANDS = (
     "demo", "bootstrap", "clean", "download", "pretrain", "finetune", "annotate", "publish", "retrain", "evaluation",
-    "train", "caption", "score", "convert", "query", "report", "re-bootstrap", "rounds", "promote", "rollback",
+    "train", "caption", "score", "convert", "query", "report", "audit", "re-bootstrap", "rounds", "promote", "rollback",
     "setup-prefect",
 )  # fmt: skip
 
