@@ -76,11 +76,11 @@ def _table(found: dict[str, Any]) -> Any:
     from blip_core.evaluation.estimates import MEASURES
 
     columns = {source: [_cell(numbers[name]) for name in MEASURES] for source, numbers in found["estimates"].items()}
-    return pa.table({"with its 95% interval": [name.replace("_", " ") for name in MEASURES], **columns})
+    return pa.table({"%, 95% interval": [name.replace("_", " ") for name in MEASURES], **columns})
 
 
 def _cell(estimate: dict[str, float] | None) -> str:
     if estimate is None:
         return "unknown"
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    return f"{value:.1f}% ({low:.1f}–{high:.1f})"
+    return f"{value:.1f} ({low:.1f}–{high:.1f})"
