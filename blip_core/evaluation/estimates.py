@@ -18,7 +18,9 @@ from blip_core.evaluation.sample import Stratum
 MEASURES = ("candidate_noise", "corpus_noise", "filter_precision", "filter_recall")
 LEVEL = 0.95
 DRAWS = 20_000
-PRIOR = 0.5  # right and wrong pairs that are thought of before any is seen: Jeffreys' (Brown, Cai and DasGupta, 2001)
+# Right and wrong pairs that are thought of before any is seen: Jeffreys'; and of a kind that was not seen at all, where
+# Jeffreys' interval is too short: the modified one of Brown, Cai and DasGupta, Statistical Science 16, 2001.
+PRIOR, PRIOR_OF_NONE = 0.5, 1.0
 AT_ONCE = 2_000_000  # numbers drawn at a time, for memory
 
 _Array = NDArray[np.float64]
@@ -93,7 +95,8 @@ def _draw_totals(
     marked = marks.sum(axis=0)
     # n marks tell as much as n - 1, as in a bootstrap of strata (Rao and Wu, JASA 83, 1988): small strata vary more.
     told = np.maximum(marked - 1, 1) / np.maximum(marked, 1)
-    shared = PRIOR * groups @ np.divide(1, size @ groups, out=np.zeros(4), where=size @ groups > 0) * size
+    weights = groups * size[:, None] / np.maximum(size @ groups, 1)
+    shared = np.where(marks @ groups > 0, PRIOR, PRIOR_OF_NONE) @ weights.T
     prior = np.where(marked > 0, shared, 1.0)  # anything may be in a stratum of which nothing is marked
     alpha, beta = marks * told + prior
     unseen = (size - marked).astype(np.int64)

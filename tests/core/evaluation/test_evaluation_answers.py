@@ -1,6 +1,7 @@
 """A person's answers: what they say where the truth is known, and how those of another sample are refused."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,13 @@ def test_answers_are_refused_when_the_round_was_published_anew_or_another_one_is
     publish_shard(part, finished.workspace.shard(part.stem), paths.corpus / part.name, "itm_score > 0.6", 1)
     with pytest.raises(InputError, match="published anew"):
         audit_answers(finished.workspace, path, round=1)
+
+
+def test_the_documented_keys_are_those_that_are_stored(finished: Any) -> None:
+    sample = draw_sample(finished.workspace, 1, 40)
+    found = estimates_of(sample, {1: "right", 2: "wrong"})
+    document = (Path(__file__).parents[3] / "docs" / "workspace.md").read_text()
+    section = document.split("## audit.json\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(found)
+    (strata,) = re.findall(r"^\| `strata` \|(.*)", section, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", strata)) - {"itm_score"} == set(found["strata"][0])
