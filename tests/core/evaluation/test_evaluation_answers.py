@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,11 @@ from blip_core.corpus.selection import publish_shard
 from blip_core.errors import InputError
 from blip_core.evaluation.answers import ANSWERS_VERSION, audit_answers, estimates_of
 from blip_core.evaluation.audit import audit
+from blip_core.evaluation.audit_page import write_page
 from blip_core.evaluation.sample import Sample, draw_sample
+from blip_core.files import read_json
+from blip_core.stores import located, read_bytes
+from blip_core.workspace import Workspace
 
 
 def truthful(finished: Any, sample: Sample) -> dict[str, str]:
@@ -71,6 +76,19 @@ def test_the_estimates_are_stored_with_the_round(finished: Any, tmp_path: Path) 
     assert sum(row["right"] + row["wrong"] + row["unsure"] for row in found["strata"]) == 39
     assert sum(row["drawn"] for row in found["strata"]) == 40
     assert set(found["estimates"]) == {"all", "web", "synthetic"}
+
+
+def test_an_audit_of_a_round_in_a_store_is_that_of_a_folder(finished: Any, bucket: str, tmp_path: Path) -> None:
+    fsspec.filesystem("s3").put(str(finished.workspace.root), f"{bucket}/work", recursive=True)
+    remote = Workspace.existing(f"{bucket}/work")
+    sample = draw_sample(finished.workspace, 1, 40)
+    assert draw_sample(remote, 1, 40) == sample
+    assert read_bytes(write_page(remote, sample)) == write_page(finished.workspace, sample).read_bytes()
+    path = written(tmp_path / "answers.json", sample, truthful(finished, sample))
+    fsspec.filesystem("s3").put(str(path), f"{bucket}/answers.json")
+    found = audit_answers(remote, located(f"{bucket}/answers.json"))
+    assert found == audit_answers(finished.workspace, path)
+    assert read_json(remote.round(1).audit) == found
 
 
 def test_an_unsure_pair_counts_as_if_it_had_not_been_marked(finished: Any) -> None:
