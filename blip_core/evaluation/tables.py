@@ -149,12 +149,12 @@ class RoundTables:
         rows = self._rows(_grid_query(order), [kept, size])
         names = ("uid", "shard", "text", "source", "itm_score", "itc_score")
         found = [dict(zip(names, row, strict=True)) for row in rows]
-        images = self._images([(row["shard"], row["uid"]) for row in found])
-        return [{**row, "image": images[row["uid"]]} for row in found if row["uid"] in images]
+        images = self.images([(row["shard"], row["uid"]) for row in found])
+        return [{**row, "image": images[key]} for row in found if (key := (row["shard"], row["uid"])) in images]
 
-    def _images(self, wanted: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-        """Image bytes by uid, read from the row groups that may hold them."""
-        found: dict[str, bytes] = {}
+    def images(self, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+        """Image bytes by shard and uid, of those that are there, read from the row groups that may hold them."""
+        found: dict[tuple[str, str], bytes] = {}
         for shard in sorted({shard for shard, _ in wanted}):
             path = self.workspace.shard(shard)
             uids = [uid for other, uid in wanted if other == shard]
@@ -162,7 +162,7 @@ class RoundTables:
                 rows = pq.read_table(
                     stores.readable(path), columns=["uid", "image"], filters=[("uid", "in", uids)]
                 ).to_pylist()
-                found |= {row["uid"]: row["image"] for row in rows if row["image"]}
+                found |= {(shard, row["uid"]): row["image"] for row in rows if row["image"]}
         return found
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
