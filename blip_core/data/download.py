@@ -68,7 +68,7 @@ class DownloadConfig(Settings):
     timeout_s: int = setting(10, "seconds to wait for a connection, and for each read from it", ge=1)
     wall_clock_s: int = setting(3600, "seconds for the fetching of one shard; what is missing then has failed", ge=1)
     url_s: int = setting(60, "seconds for one URL, however slowly it is sent, redirects included", ge=1)
-    max_bytes: int = setting(50_000_000, "bytes that are read for one URL, redirects included", ge=1)
+    max_bytes: int = setting(20_000_000, "bytes that are read for one URL, redirects included", ge=1)
     max_redirects: int = setting(10, "redirects of one URL that are followed", ge=0)
     per_host: int = setting(16, "connections to one host at a time; 0: any number", ge=0)
     host_pause_s: float = setting(0.0, "seconds between the beginnings of two requests to one host, at least", ge=0)

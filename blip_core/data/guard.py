@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
     allow_private_networks: bool = False
     url_s: float = 60  # seconds of one URL, redirects included
-    max_bytes: int = 50_000_000  # of one URL, redirects included
+    max_bytes: int = 20_000_000  # of one URL, redirects included
     max_redirects: int = 10
     per_host: int = 0  # connections to one host at a time; 0: any number
     host_pause_s: float = 0  # seconds between the beginnings of two requests to one host

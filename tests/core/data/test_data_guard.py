@@ -1,8 +1,12 @@
 """The guard's opener in this process: what it connects to, what it spends, and how long hosts are left alone."""
 
 import io
+import json
 import multiprocessing
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -13,6 +17,7 @@ from typing import Any
 import pytest
 
 from blip_core.data.budget import Budget, Refusal
+from blip_core.data.fetch_process import LIMITS_VARIABLE
 from blip_core.data.guard import Limits, guarded_opener
 from blip_core.data.hosts import Hosts
 
@@ -199,3 +204,19 @@ def test_the_memory_for_a_length_that_is_only_claimed_is_never_asked_for(site: S
         with pytest.raises(Refusal, match="too_many_bytes"):
             answer.fp.read(10**15)
         assert isinstance(answer.fp, io.BufferedReader)
+
+
+def test_a_worker_that_is_started_anew_instead_of_forked_has_the_guard_before_it_does_anything(site: Site) -> None:
+    script = f"""
+import runpy, urllib.request
+from blip_core.data.fetch import PROGRAM
+runpy.run_path(str(PROGRAM), run_name="__mp_main__")  # as multiprocessing does with the program of its parent
+try:
+    urllib.request.urlopen({site.url("/")!r})
+except OSError as error:
+    print(error)
+"""
+    environment = os.environ | {LIMITS_VARIABLE: json.dumps(Limits()._asdict())}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "refused as forbidden_address" in done.stdout
+    assert site.targets == []
