@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint photos speed annotate orchestration bench chaos clean
+.PHONY: setup demo test lint photos speed annotate download orchestration bench chaos clean
 
 setup: $(READY)
 
@@ -36,10 +36,13 @@ speed: setup
 annotate: setup
 	$(BIN)/python tests/benchmarks/annotate.py
 
+download: setup
+	$(BIN)/python tests/benchmarks/download.py
+
 orchestration: setup
 	$(BIN)/python tests/benchmarks/orchestration.py
 
-bench: photos speed annotate orchestration
+bench: photos speed annotate download orchestration
 
 # Faults at random moments; CAPFILT_CHAOS_SEED=N and CAPFILT_CHAOS_SEEDS=N choose the seeds
 chaos: export CAPFILT_CHAOS_SEEDS ?= 20

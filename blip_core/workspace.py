@@ -71,6 +71,16 @@ class Round:
         return self.root / "evaluation.json"
 
     @property
+    def audit_page(self) -> Path:
+        """The sample on which a person marks pairs right or wrong."""
+        return self.root / "audit.html"
+
+    @property
+    def audit(self) -> Path:
+        """What a person's marks say of the round."""
+        return self.root / "audit.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

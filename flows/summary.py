@@ -7,6 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from blip_core.config import BootstrapConfig
+from blip_core.corpus.export import ExportSummary
+from blip_core.corpus.export_format import LEFT_OUT
 from blip_core.corpus.query import run_query
 from blip_core.evaluation.report import build_report
 from blip_core.workspace import Workspace
@@ -150,3 +152,16 @@ def print_sweep(rows: list[dict[str, Any]]) -> None:
 
 def _fraction(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
+
+
+def print_export(summary: ExportSummary) -> None:
+    """Prints what an export holds, and what it could not hold, on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    what = "uids" if summary.format == "uids" else "pairs"
+    size = f"{summary.files:,} files, {summary.bytes / 1e6:,.1f} MB"
+    standing = summary.files - summary.written
+    stood = f", {standing:,} of which stood" if standing else ""
+    console.print(f"{summary.pairs:,} {what} of round {summary.round} in {size}{stood}: {summary.folder}", markup=False)
+    for reason, rows in summary.left_out.items():
+        if rows:
+            console.print(f"{rows:,} left out, {reason}: {LEFT_OUT[reason]}", markup=False)

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from blip_core.config import BootstrapConfig
 from blip_core.evaluation import report
+from blip_core.evaluation.card import write_card
 from blip_core.evaluation.charts import score_histogram
 from blip_core.evaluation.pictures import sheet
 from blip_core.evaluation.tables import GRIDS, RoundTables
@@ -22,7 +23,7 @@ _PICTURES = 8
 
 @task(name="write-report", task_run_name="write-report", cache_policy=NO_CACHE)
 def write_report(config: BootstrapConfig) -> Path:
-    """Writes report.html, unless it is newer than everything that it shows."""
+    """Writes report.html and the corpus's card, unless the report is newer than everything that it shows."""
     current = round_of(config)
     shown = [current.evaluation, *current.corpus.glob("*.parquet"), *current.metrics.glob("*.jsonl")]
     if current.report.exists():
@@ -31,6 +32,7 @@ def write_report(config: BootstrapConfig) -> Path:
             return current.report
     began = time.monotonic()
     path = report.write_report(workspace_of(config), config.round, config.evaluation.examples)
+    write_card(workspace_of(config), config.round)
     add_seconds(config, "report", time.monotonic() - began)
     return path
 

@@ -57,7 +57,13 @@ def explain(workspace: Workspace, uid: str) -> dict[str, Any]:
         raise QueryError(f"explain: {one_line(error)}") from error
     rounds = [{"promoted": bool(shown.get(made["round"])), **made} for made in rounds]
     digests = {row[kind] for row in candidates for kind in ("captioner", "filter")} - {None}
-    return {"uid": uid, "images": images, "human": human, "rounds": rounds, "models": _models(workspace, digests)}
+    return {
+        "uid": uid,
+        "images": images,
+        "human": human,
+        "rounds": rounds,
+        "models": describe_models(workspace, digests),
+    }
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str, uid: str) -> list[dict[str, Any]]:
@@ -120,8 +126,9 @@ def _passes(connection: duckdb.DuckDBPyConnection, row: dict[str, Any], where: s
     return bool(found and found[0][0])
 
 
-def _models(workspace: Workspace, digests: set[str]) -> dict[str, dict[str, Any]]:
-    """What is known of the models with these digests, the newest round's first; and of those that they began with."""
+def describe_models(workspace: Workspace, digests: set[str]) -> dict[str, dict[str, Any]]:
+    """What the rounds know of the models with these digests, and of those that they began with: by digest, `kind`,
+    `folder`, `round` (the newest that has it) and ORIGIN; empty for one that lies in none."""
     found: dict[str, dict[str, Any]] = {}
     wanted = set(digests)
     for number in reversed(workspace.round_numbers()):

@@ -5,7 +5,6 @@ statement write there, and a SELECT may hide a COPY ... TO in its WITH clause; s
 is checked against what only reads.
 """
 
-import glob
 import re
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from blip_core.corpus.catalog import VIEW_MEANINGS, create_views
-from blip_core.corpus.sql import let_reach, nodes, one_line, syntax_tree
+from blip_core.corpus.sql import confine, let_reach, nodes, one_line, syntax_tree
 from blip_core.errors import QueryError
 from blip_core.workspace import Workspace
 
@@ -57,7 +56,7 @@ def reading(workspace: Workspace) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
         let_reach(connection, workspace.root)
         create_views(connection, workspace, folder=f"{workspace.root}/")
-        _lock(connection, workspace, spill)
+        confine(connection, workspace.root, spill)
         yield connection
 
 
@@ -86,15 +85,3 @@ def _check_node(node: dict[str, Any]) -> None:
         name = str(node["function"].get("function_name", ""))
         if not READING_FUNCTIONS.fullmatch(name.lower()):
             raise QueryError(f"query: the table function {name} is not among those that only read; {ALLOWED}")
-
-
-def _lock(connection: duckdb.DuckDBPyConnection, workspace: Workspace, spill: str) -> None:
-    connection.execute("SET autoinstall_known_extensions = false")
-    connection.execute("SET autoload_known_extensions = false")
-    connection.execute("SET temp_directory = ?", [spill])
-    root = str(workspace.root)
-    # DuckDB compares a glob as it is written, so the folder's escaped name is allowed beside its own.
-    connection.execute("SET allowed_directories = ?", [[root, glob.escape(root)]])
-    connection.execute("SET python_enable_replacements = false")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")

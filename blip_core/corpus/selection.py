@@ -29,7 +29,7 @@ from blip_core.corpus.schemas import (
     ROW_GROUP_ROWS,
     write_part,
 )
-from blip_core.corpus.sql import nodes, one_line, syntax_tree
+from blip_core.corpus.sql import one_line, unstable_functions
 from blip_core.data.images import MALFORMED, ORIENTATION_TAG
 from blip_core.data.shards import check_part, read_shard
 from blip_core.data.tables import PairTable, iterate_pairs
@@ -80,7 +80,7 @@ def check_predicate(where: str) -> None:
         try:
             _verdicts(connection, where)
             kind = str(connection.table("annotations").select(duckdb.SQLExpression(where)).types[0])
-            unstable = _unstable_functions(connection, where)
+            unstable = unstable_functions(connection, where)
         except duckdb.Error as error:
             raise ConfigError(_predicate_error(where, one_line(error))) from error
     if kind != "BOOLEAN":
@@ -251,13 +251,6 @@ def _verdicts(connection: duckdb.DuckDBPyConnection, where: str) -> duckdb.DuckD
     passes = predicate & duckdb.ColumnExpression("reason").isnull()
     keep = duckdb.CoalesceOperator(passes, duckdb.ConstantExpression(False))
     return candidates.select(duckdb.ColumnExpression("place"), keep.alias("keep"))
-
-
-def _unstable_functions(connection: duckdb.DuckDBPyConnection, where: str) -> list[str]:
-    tree = syntax_tree(connection, f"SELECT {where}")
-    used = {node["function_name"] for node in nodes(tree) if "function_name" in node}
-    stable = "SELECT function_name FROM duckdb_functions() WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
-    return sorted(used & {name for (name,) in connection.execute(stable).fetchall()})
 
 
 def _predicate_error(where: str, what: str) -> str:

@@ -30,6 +30,7 @@ from blip_core.data.fetch import (
     retry_after,
     temporary_folder,
 )
+from blip_core.data.guard import Limits
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
 from blip_core.data.known import KnownImages, find_urls, known_images
 from blip_core.data.shards import (
@@ -53,6 +54,7 @@ TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted", "overloade
 # LONGEST_PAUSE is not tried again.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 WEB_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+CREDENTIALS = re.compile(r"https?://[^/?#]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ class DownloadConfig(Settings):
     threads: int = setting(64, "connections open at a time, shared out over the processes", ge=1)
     timeout_s: int = setting(10, "seconds to wait for a connection, and for each read from it", ge=1)
     wall_clock_s: int = setting(3600, "seconds for the fetching of one shard; what is missing then has failed", ge=1)
+    url_s: int = setting(60, "seconds for one URL, however slowly it is sent, redirects included", ge=1)
+    max_bytes: int = setting(20_000_000, "bytes that are read for one URL, redirects included", ge=1)
+    max_redirects: int = setting(10, "redirects of one URL that are followed", ge=0)
+    per_host: int = setting(16, "connections to one host at a time; 0: any number", ge=0)
+    host_pause_s: float = setting(0.0, "seconds between the beginnings of two requests to one host, at least", ge=0)
+    allow_private_networks: bool = setting(
+        False, "ask loopback, private, link-local and other addresses that are not public too: for tests and intranets"
+    )
     retries: int = setting(1, "how often URLs that failed for a passing reason are tried again", ge=0)
     min_side: int = setting(10, "images with a shorter side of fewer pixels are refused", ge=1)
     max_pixels: int = setting(MAX_PIXELS, "images of more pixels are refused before they are decoded", ge=1)
@@ -228,7 +238,9 @@ def _refusal(url: str | None, duplicate: bool) -> str | None:
         return "duplicate_row"
     if not url or not url.strip():
         return "no_url"
-    return None if WEB_SCHEME.match(url.strip()) else "scheme_refused"
+    if not WEB_SCHEME.match(url.strip()):
+        return "scheme_refused"
+    return "credentials_refused" if CREDENTIALS.match(url.strip()) else None
 
 
 def _fetch(
@@ -247,10 +259,15 @@ def _fetch(
             break
         processes = min(config.processes or os.cpu_count() or 1, len(pending))
         threads = -(-config.threads // processes)
-        fetcher = Fetcher(processes, threads, config.timeout_s, config.user_agent, ray_address)
+        fetcher = Fetcher(processes, threads, config.timeout_s, config.user_agent, _limits(config), ray_address)
         answers |= fetch_urls(pending, folder / str(attempt), fetcher, left, _further(answers, progress))
         pending = [url for url in pending if answers[url].reason in TRANSIENT]
     return answers
+
+
+def _limits(config: DownloadConfig) -> Limits:
+    """What the guard is told of the settings."""
+    return Limits(**{name: getattr(config, name) for name in Limits._fields})
 
 
 def _rest(failed: list[Fetched], attempt: int, deadline: float) -> None:

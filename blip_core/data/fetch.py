@@ -24,6 +24,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip_core.data.guard import Limits
 from blip_core.errors import DownloadError, WorkspaceError
 
 PROGRAM = Path(__file__).with_name("fetch_process.py")
@@ -43,8 +44,14 @@ QUIET = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
-# img2dataset's messages are urllib's: the first pattern that occurs names the reason, none of them 'connection'.
+# img2dataset's messages are urllib's, and blip_core.data.guard's: the first pattern that occurs names the reason, none
+# of them 'connection'.
 MESSAGES = (
+    (r"refused as forbidden_address\b", "forbidden_address"),
+    (r"refused as credentials_refused\b", "credentials_refused"),
+    (r"refused as too_many_bytes\b", "too_many_bytes"),
+    (r"refused as scheme_refused\b|Redirection to url '.*' is not allowed", "scheme_refused"),
+    (r"refused as too_many_redirects\b|would lead to an infinite loop", "too_many_redirects"),
     (r"HTTP Error (404|410)\b", "not_found"),
     (r"HTTP Error (429|500|502|503|504)\b", "overloaded"),
     (r"HTTP Error \d", "http_error"),
@@ -75,6 +82,7 @@ class Fetcher(NamedTuple):
     threads: int
     timeout_s: int
     user_agent: str
+    limits: Limits = Limits()
     ray_address: str | None = None  # of the cluster whose nodes fetch; None: this machine does
 
 
@@ -123,7 +131,7 @@ def fetch_urls(
     pq.write_table(pa.table({"url": pa.array(urls, pa.string())}), folder / "urls.parquet")
     tell = (lambda: progress(_arrived(output))) if progress else None
     arguments = _arguments(folder / "urls.parquet", output, len(urls), fetcher)
-    ended = _run(arguments, fetcher.ray_address, folder, wall_clock_s, tell)
+    ended = _run(arguments, fetcher, folder, wall_clock_s, tell)
     results = dict(_results(output))
     if not results and ended:
         raise DownloadError(f"img2dataset wrote no result for {len(urls)} URLs; it said: {_tail(folder / 'log')}")
@@ -155,7 +163,7 @@ def _arguments(urls: Path, output: Path, count: int, fetcher: Fetcher) -> dict[s
 
 def _run(
     arguments: dict[str, object],
-    ray_address: str | None,
+    fetcher: Fetcher,
     folder: Path,
     wall_clock_s: float,
     tell: Callable[[], None] | None,
@@ -164,8 +172,9 @@ def _run(
 
     On a Ray cluster its workers end with the process that is run here, which drives them.
     """
-    cluster = ray_address and {"address": ray_address, "environment": QUIET}
-    command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), json.dumps(arguments), json.dumps(cluster)]
+    cluster = fetcher.ray_address and {"address": fetcher.ray_address, "environment": QUIET}
+    settings = [json.dumps(value) for value in (arguments, fetcher.limits._asdict(), cluster)]
+    command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), *settings]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,

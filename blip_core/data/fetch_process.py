@@ -1,6 +1,7 @@
 """The program that blip_core.data.fetch starts: img2dataset, in a process that dies with its parent.
 
-It runs by its path (`python -P fetch_process.py PARENT SETTINGS CLUSTER`) and imports nothing of this project.
+It runs by its path (`python -P fetch_process.py PARENT SETTINGS LIMITS CLUSTER`), and of this project imports only what
+guards its connections; a worker that cannot import it fetches nothing.
 On Linux img2dataset's workers start by fork and without torch, of which webdataset would import all: it starts in a
 fifth of the time. On a Ray cluster they are Ray's, and end when this process, which drives them, does.
 """
@@ -14,13 +15,12 @@ import multiprocessing.pool
 import os
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable
-from email.message import Message
-from typing import IO, Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
+LIMITS_VARIABLE = "CAPFILT_DOWNLOAD_LIMITS"
 
 
 class ForkingContext(multiprocessing.context.ForkContext):
@@ -35,17 +35,6 @@ class ForkingContext(multiprocessing.context.ForkContext):
     ) -> multiprocessing.pool.Pool:
         """A pool whose workers are all forked now, before there are threads; none is replaced later."""
         return super().Pool(processes, initializer, initargs)
-
-
-class TellingRetryAfter(urllib.request.HTTPDefaultErrorHandler):
-    """Adds what a server says of another try to the error's message, all that img2dataset keeps of an answer."""
-
-    def http_error_default(
-        self, req: urllib.request.Request, fp: IO[bytes] | None, code: int, msg: str, hdrs: Message
-    ) -> NoReturn:
-        """Raises urllib's error."""
-        asked = hdrs.get("Retry-After")
-        raise urllib.error.HTTPError(req.full_url, code, f"{msg} [Retry-After: {asked}]" if asked else msg, hdrs, fp)
 
 
 def die_with_parent(parent: int) -> None:
@@ -74,27 +63,33 @@ def start_workers_by_fork() -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # webdataset goes without
 
 
-def tell_retry_after() -> None:
-    """Lets this process's errors say when a server wants to be asked again."""
-    urllib.request.install_opener(urllib.request.build_opener(TellingRetryAfter))
+def guard(limits: dict[str, Any]) -> None:
+    """Lets this process, and those forked from it, reach only what `limits` (of blip_core.data.guard) allow."""
+    module = importlib.import_module("blip_core.data.guard")
+    module.install_guard(module.Limits(**limits))
 
 
-def main(parent: int, settings: dict[str, Any], cluster: dict[str, Any] | None) -> None:
-    """Downloads as `settings` (arguments of img2dataset.download) say, while process `parent` lives.
+def main(parent: int, settings: dict[str, Any], limits: dict[str, Any], cluster: dict[str, Any] | None) -> None:
+    """Downloads as `settings` (arguments of img2dataset.download) say, within the limits, while process `parent` lives.
 
     `cluster` has ray.init's address and the environment of its workers; None: the workers are this process's own.
     """
-    tell_retry_after()  # which forked workers keep
+    os.environ[LIMITS_VARIABLE] = json.dumps(limits)  # for processes that are not forked
+    guard(limits)
     if sys.platform == "linux":
         die_with_parent(parent)
         if cluster is None:
             let_forked_die_with_their_parent()
             start_workers_by_fork()
     if cluster is not None:
-        workers = {"env_vars": cluster["environment"], "worker_process_setup_hook": tell_retry_after}
+        workers = {"env_vars": cluster["environment"], "worker_process_setup_hook": lambda: guard(limits)}
         importlib.import_module("ray").init(cluster["address"], logging_level="ERROR", runtime_env=workers)
     importlib.import_module("img2dataset").download(**settings)
 
 
+if __name__ in ("__main__", "__mp_main__"):
+    sys.path.append(str(Path(__file__).parents[2]))
 if __name__ == "__main__":
-    main(int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
+    main(int(sys.argv[1]), *map(json.loads, sys.argv[2:]))
+elif __name__ == "__mp_main__":  # a worker that multiprocessing started anew, as it does where it cannot fork
+    guard(json.loads(os.environ[LIMITS_VARIABLE]))

@@ -48,10 +48,14 @@ ROWS_BETWEEN_PAGES = 16
 
 REASONS = {
     "no_url": "the row has no URL",
-    "scheme_refused": "the URL is of another scheme than http and https; it was not opened",
+    "scheme_refused": "the URL, or where it leads to, is of another scheme than http and https; it was not opened",
+    "credentials_refused": "the URL, or where it leads to, has a user name in it; it was not opened",
+    "forbidden_address": "the host, or where it leads to, has an address that is not public; it was not connected to",
     "duplicate_row": "an earlier row has the same URL and text",
     "bad_url": "the URL is malformed",
     "not_found": "the server answered 404 or 410",
+    "too_many_redirects": "the server leads on more than max_redirects times, or in a circle",
+    "too_many_bytes": "the answer, with all that leads to it, has more than max_bytes",
     "overloaded": "the server answered 429, 500, 502, 503 or 504",
     "http_error": "the server answered with another error",
     "refused_by_robots": "the server's X-Robots-Tag header forbids the use",

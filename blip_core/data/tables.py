@@ -34,6 +34,8 @@ FORMATS = {
 }
 UID_DIGITS = 20
 PAIRS_PER_READ = 64
+# A row group's compressed images come through a buffer of so many bytes; else all that were read would be held.
+PAIRS_BUFFER_BYTES = 2**20
 ROWS_PER_HASHING = 65_536
 JSON_BLOCK_BYTES = 16 << 20
 
@@ -137,7 +139,7 @@ def _pair(values: dict, table: PairTable, row: int) -> Pair:
 
 
 def _pair_file(file: IO[bytes], table: PairTable) -> pq.ParquetFile:
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, buffer_size=PAIRS_BUFFER_BYTES, pre_buffer=False)
     schema = parquet.schema_arrow
     _require_columns(schema.names, [table.image, table.caption] + ([table.uid] if table.uid else []), table.path)
     image, caption = schema.field(table.image).type, schema.field(table.caption).type

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from blip_core import stores
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
-from blip_core.corpus.selection import WHERE_KEY
+from blip_core.corpus.selection import BEST_OF_KEY, WHERE_KEY
 from blip_core.corpus.sql import let_reach
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.workspace import Workspace
@@ -101,6 +101,28 @@ class RoundTables:
                 return metadata[WHERE_KEY.encode()].decode()
         return None
 
+    def best_of(self) -> bool:
+        """Whether the round was published with `best_of`."""
+        for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):
+            metadata = pq.read_schema(stores.readable(part)).metadata or {}
+            if BEST_OF_KEY.encode() in metadata:
+                return bool(json.loads(metadata[BEST_OF_KEY.encode()]))
+        return False
+
+    def kept(self) -> tuple[int, dict[str, float]]:
+        """Distinct images of the corpus, and the mean itm_score of its texts by source; human pairs have none."""
+        ((images,),) = self._rows("SELECT count(DISTINCT image_sha256) FROM corpus")
+        means = self._rows("SELECT source, avg(itm_score) FROM corpus WHERE itm_score IS NOT NULL GROUP BY source")
+        return images, dict(means)
+
+    def domains(self) -> list[tuple[str, int, int]]:
+        """Host, distinct images and texts of the corpus's URLs; the largest first."""
+        host = "lower(regexp_extract(url, '^[^:]+://(?:[^/?#]*@)?(\\[[^\\]]*\\]|[^/?#:]*)', 1))"
+        return self._rows(
+            f"SELECT {host} AS host, count(DISTINCT image_sha256), count(*) FROM corpus "  # noqa: S608
+            "WHERE url IS NOT NULL GROUP BY host ORDER BY 2 DESC, 1"
+        )
+
     def kept_noise(self) -> tuple[float | None, tuple[str, ...]]:
         """1 - the mean itm_score of the web and synthetic texts that were kept, and whose scores these are.
 
@@ -127,12 +149,12 @@ class RoundTables:
         rows = self._rows(_grid_query(order), [kept, size])
         names = ("uid", "shard", "text", "source", "itm_score", "itc_score")
         found = [dict(zip(names, row, strict=True)) for row in rows]
-        images = self._images([(row["shard"], row["uid"]) for row in found])
-        return [{**row, "image": images[row["uid"]]} for row in found if row["uid"] in images]
+        images = self.images([(row["shard"], row["uid"]) for row in found])
+        return [{**row, "image": images[key]} for row in found if (key := (row["shard"], row["uid"])) in images]
 
-    def _images(self, wanted: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-        """Image bytes by uid, read from the row groups that may hold them."""
-        found: dict[str, bytes] = {}
+    def images(self, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+        """Image bytes by shard and uid, of those that are there, read from the row groups that may hold them."""
+        found: dict[tuple[str, str], bytes] = {}
         for shard in sorted({shard for shard, _ in wanted}):
             path = self.workspace.shard(shard)
             uids = [uid for other, uid in wanted if other == shard]
@@ -140,7 +162,7 @@ class RoundTables:
                 rows = pq.read_table(
                     stores.readable(path), columns=["uid", "image"], filters=[("uid", "in", uids)]
                 ).to_pylist()
-                found |= {row["uid"]: row["image"] for row in rows if row["image"]}
+                found |= {(shard, row["uid"]): row["image"] for row in rows if row["image"]}
         return found
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

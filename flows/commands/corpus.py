@@ -1,10 +1,11 @@
 """Commands that read what a workspace holds, and say which round of it is shown."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands.shared import print_json
+from flows.commands.shared import load, print_json
 from flows.options import Json
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def report(
     round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.")] = None,
     json: Json = False,
 ) -> None:
-    """The round's report: report.html, or its numbers with --json."""
+    """The round's report: report.html and the corpus's card, or its numbers with --json."""
+    from blip_core.evaluation.card import write_card
     from blip_core.evaluation.report import build_report, write_report
     from blip_core.workspace import Workspace
 
@@ -96,6 +98,53 @@ def report(
         print_json(build_report(opened, number))
     else:
         typer.echo(write_report(opened, number))
+        write_card(opened, number)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The folder to write: new, or of this very export.")],
+    format: Annotated[
+        Literal["parquet", "webdataset", "uids", "blip", "coco", "csv"],
+        typer.Option(help="What the files are (docs/export.md); parquet: for Hugging Face datasets, uids: DataComp's."),
+    ] = "parquet",
+    workspace: InWorkspace = ".",
+    round: Annotated[int | None, typer.Option(help="The round; the promoted one if not given.", min=1)] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="A predicate over the corpus, such as: itm_score > 0.9")
+    ] = None,
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most that a file holds, such as 500MB or 1GiB; uids is one file.")
+    ] = "500MB",
+    config: Annotated[
+        Path | None, typer.Option(metavar="CONFIG.yaml", help="Its human table has the images of the human pairs.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The corpus for other programs, in files of a size, with checksums; goes on where it was stopped."""
+    from dataclasses import asdict
+
+    from blip_core import stores
+    from blip_core.corpus.export import export_corpus
+    from blip_core.corpus.export_format import parse_size
+    from blip_core.workspace import Workspace
+    from flows.summary import print_export
+    from flows.terminal import TerminalDisplay
+
+    size = parse_size(shard_size)
+    human = None if config is None else load(config, None, {}).human
+    with TerminalDisplay() as display:
+        summary = export_corpus(
+            Workspace.existing(workspace),
+            stores.located(target),
+            format,
+            round=round,
+            where=where,
+            shard_size=size,
+            human=human,
+            progress=lambda done, total: display.show("export", done, total, ""),
+        )
+    print_json(asdict(summary)) if json else print_export(summary)
 
 
 @app.command()

@@ -219,6 +219,7 @@ def _configure(workspace: Workspace, photos: ScenesPaths, settings: dict[str, st
         "human": {"path": str(photos.human), "uid": "uid"},
         "held_out": {"path": str(photos.held_out), "uid": "uid"},
         "truth": json.dumps(str(photos.truth)),
+        "download.allow_private_networks": "true",
     }
     return load_config(PRESET, {**tables, **settings})
 

@@ -64,7 +64,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     )
     with web(paths.folder) as site:
         values = yaml.safe_load(TINY.read_text()) | {
-            "download": {"rows_per_shard": 40, "image_size": 64, "processes": 1, "threads": 8, "retries": 8},
+            "download": {
+                "rows_per_shard": 40,
+                "image_size": 64,
+                "processes": 1,
+                "threads": 8,
+                "retries": 8,
+                "allow_private_networks": True,
+            },
             "web": {"path": str(url_table(paths, site.address, folder / "urls.parquet")), "caption": "alt"},
             "human": {"path": str(paths.human), "uid": "uid"},
             "held_out": {"path": str(paths.held_out), "uid": "uid"},

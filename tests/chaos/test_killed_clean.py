@@ -49,7 +49,13 @@ def config(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "workspace": "set by the test",
             "web": {"path": str(url_table(paths, address, folder / "urls.parquet")), "caption": "alt", "uid": "uid"},
             "checkpoints": {"captioner": str(published / "captioner"), "filter": str(published / "filter")},
-            "download": {"rows_per_shard": ROWS_PER_SHARD, "image_size": 64, "processes": 1, "threads": 8},
+            "download": {
+                "rows_per_shard": ROWS_PER_SHARD,
+                "image_size": 64,
+                "processes": 1,
+                "threads": 8,
+                "allow_private_networks": True,
+            },
             "annotate": {"candidates": CANDIDATES, "batch_size": 3, "workers": 1},
         }
         path = folder / "clean.yaml"

@@ -43,7 +43,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with serve_scenes(paths.folder) as address:
         values = yaml.safe_load(TINY.read_text()) | {
             "workspace": "set by the test",
-            "download": {"rows_per_shard": 70, "image_size": 64, "processes": 1, "threads": 8},
+            "download": {
+                "rows_per_shard": 70,
+                "image_size": 64,
+                "processes": 1,
+                "threads": 8,
+                "allow_private_networks": True,
+            },
             "web": {"path": str(url_table(paths, address, folder / "urls.parquet")), "caption": "alt", "uid": "uid"},
             "human": {"path": str(paths.human), "uid": "uid"},
             "held_out": {"path": str(paths.held_out), "uid": "uid"},

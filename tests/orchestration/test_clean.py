@@ -25,6 +25,7 @@ Capfilt = Callable[..., tuple[int, str, str]]
 PRESET = Path(__file__).parents[2] / "deployments" / "presets" / "clean.yaml"
 SMALL = ("annotate.precision=fp32", "annotate.candidates=2", "annotate.workers=0", "annotate.batch_size=8")
 SMALL += ("download.rows_per_shard=20", "download.processes=1", "download.threads=8", "download.retries=0")
+SMALL += ("download.allow_private_networks=true",)
 SMALL += ("web.caption=alt", "web.uid=uid")
 
 

@@ -22,7 +22,7 @@ Configure = Callable[..., Path]
 
 COMMANDS = (
     "demo", "bootstrap", "clean", "download", "pretrain", "finetune", "annotate", "publish", "retrain", "evaluation",
-    "train", "caption", "score", "convert", "query", "sweep", "explain", "report", "re-bootstrap",
+    "train", "caption", "score", "convert", "query", "sweep", "explain", "report", "export", "audit", "re-bootstrap",
     "rounds", "promote", "rollback", "setup-prefect",
 )  # fmt: skip
 

@@ -74,7 +74,14 @@ def configured(web: Web, workspace: Path, rows: list[dict[str, Any]], **changes:
         "held_out": {"path": str(web.folder / "held_out.parquet")},
         "truth": str(web.folder / "truth.parquet"),
         "compare_raw": False,
-        "download": {"rows_per_shard": 12, "image_size": 64, "processes": 1, "threads": 8, "retries": 0},
+        "download": {
+            "rows_per_shard": 12,
+            "image_size": 64,
+            "processes": 1,
+            "threads": 8,
+            "retries": 0,
+            "allow_private_networks": True,
+        },
         # A gate that a model of six steps passes or fails as the test wishes, not as it happens to be trained.
         "rounds": {"tolerance": 1, "noise_tolerance": 1},
     }

@@ -48,7 +48,7 @@ class Browser:
 def is_local(url: str) -> bool:
     """Whether the address is this machine's own, or no address but the thing itself."""
     parts = urlsplit(url)
-    return parts.scheme in ("data", "blob", "about") or parts.hostname in LOOPBACK
+    return parts.scheme in ("data", "blob", "about", "file") or parts.hostname in LOOPBACK
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,15 +11,17 @@ import pytest
 from PIL import Image
 
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, write_part
+from blip_core.corpus.selection import publish_human, publish_shard
 from blip_core.data.shards import SHARD_SCHEMA
+from blip_core.data.tables import PairTable
 from blip_core.workspace import Workspace
 
 SHARDS = ("aaaa000000000001", "bbbb000000000002")
 
 
-def picture(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
+def picture(width: int, height: int, colour: tuple[int, int, int], kind: str = "JPEG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "JPEG")
+    Image.new("RGB", (width, height), colour).save(file, kind)
     return file.getvalue()
 
 
@@ -82,3 +85,36 @@ def workspace(tmp_path: Path) -> Workspace:
 def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The same, for the tests of a module that only read."""
     return make(tmp_path_factory.mktemp("shared") / "workspace")
+
+
+class Published(NamedTuple):
+    """A published round with human pairs, the table of those, and all rows of the corpus as the parts have them."""
+
+    workspace: Workspace
+    human: PairTable
+    rows: list[dict]
+
+
+def publish_all(workspace: Workspace, where: str = "itm_score > 0.25") -> Published:
+    """Publishes round 1 of a workspace, and three human pairs of two images, one of which is a PNG."""
+    for annotation in sorted(workspace.round(1).annotations.glob("*.parquet")):
+        target = workspace.round(1).corpus / annotation.name
+        publish_shard(annotation, workspace.shard(annotation.stem), target, where, 1)
+    images = [picture(21, 11, (9, 99, 9)), picture(22, 12, (99, 9, 9), "PNG")]
+    texts = [["a green box", 'a box, "green"\nand wide'], ["a red box"]]
+    human = PairTable(str(workspace.root.parent / "human.parquet"))
+    pq.write_table(pa.table({"image": images, "caption": texts}), human.path)
+    publish_human(human, workspace.round(1).corpus, 1)
+    parts = sorted(workspace.round(1).corpus.glob("*.parquet"))
+    return Published(workspace, human, [row for part in parts for row in pq.read_table(part).to_pylist()])
+
+
+@pytest.fixture
+def published(workspace: Workspace) -> Published:
+    return publish_all(workspace)
+
+
+@pytest.fixture(scope="module")
+def shared_published(shared_workspace: Workspace) -> Published:
+    """The same, for the tests of a module that only read."""
+    return publish_all(shared_workspace)

@@ -12,10 +12,12 @@ from services.s3 import S3
 
 from blip_core.corpus.catalog import VIEW_MEANINGS, build_catalog
 from blip_core.corpus.confined import Confined
+from blip_core.corpus.export import export_corpus
 from blip_core.corpus.query import run_query
 from blip_core.corpus.selection import publish_shard
-from blip_core.errors import QueryError
+from blip_core.errors import QueryError, WorkspaceError
 from blip_core.evaluation.tables import RoundTables
+from blip_core.stores import located
 from blip_core.workspace import Workspace
 
 
@@ -169,3 +171,34 @@ def test_the_file_system_of_a_query_reads_below_its_root_and_does_nothing_else(r
         with pytest.raises((PermissionError, NotImplementedError)):
             attempt(part)
     assert confined.exists(part)
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset", "uids", "csv"])
+def test_an_export_from_and_into_the_store_is_that_of_a_folder(
+    format: str, workspace: Workspace, bucket: str, tmp_path: Path
+) -> None:
+    publish(workspace)
+    where = "source = 'web'"
+    for part in workspace.round(1).corpus.glob("*.parquet"):
+        table = pq.read_table(part)
+        if format == "uids":
+            uids = [uid.replace("-", "0") for uid in table["uid"].to_pylist()]
+            pq.write_table(table.set_column(0, "uid", [uids]), part)
+    stored, out = put(workspace, f"{bucket}/work"), located(f"{bucket}/out")
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    size = {"parquet": 4_000, "webdataset": 40_000}.get(format, 1_000)
+    if format != "uids":
+        with pytest.raises(KeyboardInterrupt):
+            export_corpus(stored, out, format, where=where, shard_size=size, progress=stop)
+    export_corpus(stored, out, format, where=where, shard_size=size)
+    assert export_corpus(stored, out, format, where=where, shard_size=size).written == 0
+    export_corpus(workspace, tmp_path / "out", format, where=where, shard_size=size)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()
+    }
+    with pytest.raises(WorkspaceError, match="holds"):
+        export_corpus(stored, out, "blip")

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -32,13 +33,15 @@ from blip_core.data.download import (
     settings_hash,
 )
 from blip_core.data.fetch import Fetcher, _results, fetch_urls, temporary_folder
+from blip_core.data.guard import Limits
 from blip_core.data.shards import REASONS, SHARD_SCHEMA, check_part, read_shard, write_shard
 from blip_core.data.tables import WebTable
 from blip_core.errors import DownloadError, ShardError
 from blip_core.workspace import Workspace
 
-CONFIG = DownloadConfig(image_size=64, timeout_s=5)
-FETCHER = Fetcher(processes=2, threads=4, timeout_s=5, user_agent="capfilt")
+LOOPBACK = partial(DownloadConfig, allow_private_networks=True)
+CONFIG = LOOPBACK(image_size=64, timeout_s=5)
+FETCHER = Fetcher(processes=2, threads=4, timeout_s=5, user_agent="capfilt", limits=Limits(allow_private_networks=True))
 CLOSED_PORT = "http://127.0.0.1:1"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -163,13 +166,14 @@ def _rows(site: Site, folder: Path) -> list[tuple[str | None, str]]:
         (site.url("/retired.jpg"), "not_found"),
         (site.url("/error.jpg"), "overloaded"),
         (site.url("/forbidden.jpg"), "http_error"),
-        (site.url("/away.jpg"), "http_error"),
+        (site.url("/away.jpg"), "scheme_refused"),
         (f"{CLOSED_PORT}/x.jpg", "connection"),
         ("http://nowhere.invalid/x.jpg", "dns"),
         ("http:///x.jpg", "bad_url"),
         (local.as_uri(), "scheme_refused"),
         (str(local), "scheme_refused"),
         ("ftp://127.0.0.1/x.jpg", "scheme_refused"),
+        ("http://someone@example.com/x.jpg", "credentials_refused"),
         (f"<URL:{local.as_uri()}>", "scheme_refused"),
         (None, "no_url"),
         (" ", "no_url"),
@@ -390,7 +394,7 @@ def test_a_preview_is_the_plan_and_writes_nothing(tmp_path: Path) -> None:
 def test_progress_counts_the_images_that_arrive_while_others_are_waited_for(site: Site, tmp_path: Path) -> None:
     urls = [site.url(f"/ok{index}.jpg") for index in range(4)] + [site.url("/hang/progress")]
     told: list[int] = []
-    config = DownloadConfig(timeout_s=3, retries=0)
+    config = LOOPBACK(timeout_s=3, retries=0)
     workspace, name = _single_plan(tmp_path, urls, config)
     summary = download_shard(workspace, name, config, told.append)
     assert (summary.ok, summary.failed) == (4, 1)
@@ -409,7 +413,7 @@ def _assert_only_the_plan_is_left(workspace: Workspace, name: str) -> None:
 
 
 def test_a_network_that_is_down_leaves_no_shard(tmp_path: Path) -> None:
-    config = DownloadConfig(retries=0)
+    config = LOOPBACK(retries=0)
     workspace, name = _single_plan(tmp_path, [f"{CLOSED_PORT}/1.jpg", f"{CLOSED_PORT}/2.jpg"], config)
     with pytest.raises(DownloadError, match=r"none of its 2 URLs could be fetched \(connection 2.*refused"):
         download_shard(workspace, name, config)
@@ -417,7 +421,7 @@ def test_a_network_that_is_down_leaves_no_shard(tmp_path: Path) -> None:
 
 
 def test_the_wall_clock_limit_leaves_no_shard(site: Site, tmp_path: Path) -> None:
-    config = DownloadConfig(wall_clock_s=1)
+    config = LOOPBACK(wall_clock_s=1)
     workspace, name = _single_plan(tmp_path, [site.url("/hang/limit")], config)
     with pytest.raises(DownloadError, match=r"interrupted 1"):
         download_shard(workspace, name, config)
@@ -439,7 +443,8 @@ def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(site: 
     workspace, name = _single_plan(tmp_path, [site.url("/hang/killed")], DownloadConfig())
     program = (
         "from blip_core.data.download import *; from blip_core.workspace import Workspace\n"
-        f"download_shard(Workspace.open({str(workspace.root)!r}), {name!r}, DownloadConfig(timeout_s=100))"
+        "config = DownloadConfig(timeout_s=100, allow_private_networks=True)\n"
+        f"download_shard(Workspace.open({str(workspace.root)!r}), {name!r}, config)"
     )
     site.reached.clear()
     site.left.clear()

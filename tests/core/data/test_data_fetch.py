@@ -30,6 +30,14 @@ from blip_core.data.shards import REASONS
         ("[Errno 104] Connection reset by peer", "connection"),
         ("IncompleteRead(10 bytes read, 20 more expected)", "connection"),
         ("", "connection"),
+        ("<urlopen error refused as forbidden_address: a.test is 10.0.0.1 (private)>", "forbidden_address"),
+        ("refused as credentials_refused: the URL has a user name in it", "credentials_refused"),
+        ("refused as too_many_bytes: more than 5 bytes", "too_many_bytes"),
+        ("refused as too_many_redirects: more than 5", "too_many_redirects"),
+        ("HTTP Error 302: Found - Redirection to url 'file:///etc/passwd' is not allowed", "scheme_refused"),
+        ("refused as scheme_refused: a redirect to ftp://a.test/404", "scheme_refused"),
+        ("<urlopen error [Errno 111] Connection refused>", "connection"),
+        ("timed out: it took more than 60 s", "timeout"),
     ],
 )
 def test_messages_of_the_fetcher_become_reasons(message: str, reason: str) -> None:

@@ -20,7 +20,7 @@ from blip_core.data.shards import SHARD_SCHEMA, read_shard, write_shard
 from blip_core.data.tables import WebTable
 from blip_core.workspace import Workspace
 
-CONFIG = DownloadConfig(rows_per_shard=2, processes=1, threads=4, retries=0, timeout_s=5)
+CONFIG = DownloadConfig(rows_per_shard=2, processes=1, threads=4, retries=0, timeout_s=5, allow_private_networks=True)
 
 
 def picture(number: int) -> bytes:
