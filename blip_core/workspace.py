@@ -48,6 +48,11 @@ class Round:
         return self.root / "annotations"
 
     @property
+    def embeddings(self) -> Path:
+        """The Filter's embedding of every image, a part for each shard."""
+        return self.root / "embeddings"
+
+    @property
     def corpus(self) -> Path:
         return self.root / "corpus"
 

@@ -17,6 +17,7 @@ ROW_GROUP_ROWS = 122_880
 
 ANNOTATION_VERSION = "annotation/1"
 CORPUS_VERSION = "corpus/1"
+EMBEDDING_VERSION = "embedding/1"
 
 SCHEMA_KEY = "capfilt.schema"
 FINGERPRINT_KEY = "capfilt.fingerprint"
@@ -65,6 +66,11 @@ CORPUS_SCHEMA = pa.schema(
         "round": pa.int32(),
     }
 )
+
+
+def embedding_schema(width: int) -> pa.Schema:
+    """One row per image that can be decoded, sorted by uid: the Filter's ITC embedding of it, of length 1."""
+    return pa.schema({"uid": pa.string(), "embedding": pa.list_(pa.float16(), width)})
 
 
 COLUMN_MEANINGS = {
