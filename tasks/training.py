@@ -63,6 +63,7 @@ def _from_scratch(model: str, config: BootstrapConfig, train: TrainConfig, progr
         config.seed,
         current.metrics / f"{model}.jsonl",
         progress,
+        config.round,
     )
 
 
@@ -71,7 +72,7 @@ def _captioner(config: BootstrapConfig, progress: Progress | None) -> TrainSumma
     sources = [human_source(human_pairs(config))]
     metrics = current.metrics / "captioner.jsonl"
     return finetune_captioner(
-        current.captioner, finetune_start(config), sources, config.captioner, config.seed, metrics, progress
+        current.captioner, finetune_start(config), sources, config.captioner, config.seed, metrics, progress, config.round
     )
 
 
@@ -80,7 +81,7 @@ def _filter(config: BootstrapConfig, progress: Progress | None) -> TrainSummary:
     sources = [human_source(human_pairs(config))]
     metrics = current.metrics / "filter.jsonl"
     return finetune_filter(
-        current.filter, finetune_start(config), sources, config.filter, config.seed, metrics, progress
+        current.filter, finetune_start(config), sources, config.filter, config.seed, metrics, progress, config.round
     )
 
 
