@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blip_core import stores
-from blip_core.errors import WorkspaceError
+from blip_core.data.tables import PairTable, iterate_pairs
+from blip_core.errors import InputError, WorkspaceError
 from blip_core.files import atomic_file
 from blip_core.workspace import Workspace
 
@@ -79,11 +80,14 @@ def read_denied(workspace: Workspace) -> Denied:
 
 def deny(workspace: Workspace, more: Denied) -> Denied:
     """Adds to the deny list in one atomic step, and returns all of it."""
-    every = read_denied(workspace) | more
+    standing = read_denied(workspace)
+    every = standing | more
+    if every == standing:
+        return every
     if stores.is_remote(workspace.denied):
         with stores.reaching(workspace.denied):
             stores.change(workspace.denied, lambda before: _text(_parsed(before or b"") | more))
-    elif every != read_denied(workspace):
+    else:
         with atomic_file(workspace.denied) as temporary:
             temporary.write_bytes(_text(every))
     return every
@@ -162,6 +166,18 @@ def veil_rows(rows: pa.Table, denied: Denied) -> pa.Table:
     others = {name: rows[name] for name in rows.column_names if name not in ("uid", "url", "caption", "denied")}
     veiled = {"uid": pa.array(uids, rows["uid"].type), **texts, **others, "denied": reasons}
     return pa.table(veiled, metadata=rows.schema.metadata).sort_by("uid").combine_chunks()
+
+
+def refuse_denied(human: PairTable, denied: Denied) -> None:
+    """Raises InputError where a table of human pairs, which is its owner's to change, has an image that is denied."""
+    if not denied.images:
+        return
+    for uid, image, _ in iterate_pairs(human):
+        if (digest := hashlib.sha256(image).hexdigest()) in denied.images:
+            raise InputError(
+                f"{human.path}: the image of {uid!r} ({digest}) is on the workspace's deny list; take it out of the "
+                "table"
+            )
 
 
 def _replaced(uids: Sequence[str], fresh: Sequence[bool]) -> list[str]:
