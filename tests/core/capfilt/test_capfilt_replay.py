@@ -156,7 +156,9 @@ def test_a_model_of_another_digest_is_refused_and_one_whose_weights_were_changed
     workspace: Workspace, models: Models, checkpoints: tuple[Path, Path], tmp_path: Path
 ) -> None:
     captioner, filter = models
-    with pytest.raises(CheckpointError, match=rf"its digest is {filter.digest}; .* with the captioner {captioner.digest}"):
+    with pytest.raises(
+        CheckpointError, match=rf"its digest is {filter.digest}; .* with the captioner {captioner.digest}"
+    ):
         find_by_digest(workspace, "captioner", captioner.digest, str(checkpoints[1]))
     forged = tmp_path / "forged"
     forged.mkdir()
