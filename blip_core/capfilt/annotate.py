@@ -4,9 +4,11 @@ Nothing is thrown away here: the corpus is a SQL predicate over what this writes
 Memory grows neither with the size of a shard nor with their number.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -31,6 +33,7 @@ from blip_core.corpus.schemas import (
     ANNOTATION_VERSION,
     CAPTIONER_KEY,
     FILTER_KEY,
+    GENERATION_KEY,
     PRECISION_KEY,
     PartWriter,
     part_writer,
@@ -129,6 +132,7 @@ class _Run:
         self.annotator = Annotator(captioner, filter, generation, config.candidates, batch_size, seed)
         self.progress = progress
         self.models = {CAPTIONER_KEY: captioner.digest, FILTER_KEY: filter.digest, PRECISION_KEY: config.precision}
+        self.models[GENERATION_KEY] = json.dumps(asdict(generation), sort_keys=True)
         self.settings = (captioner.digest, filter.digest, config, generation, seed)
         self._swept: set[Path] = set()
 

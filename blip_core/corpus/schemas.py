@@ -25,6 +25,7 @@ FINGERPRINT_KEY = "capfilt.fingerprint"
 CAPTIONER_KEY = "capfilt.captioner"
 FILTER_KEY = "capfilt.filter"
 PRECISION_KEY = "capfilt.precision"
+GENERATION_KEY = "capfilt.generation"  # as JSON; parts of earlier versions have none
 IMAGES_KEY = "capfilt.images"
 ROWS_KEY = "capfilt.rows"
 UNSCORED_KEY = "capfilt.unscored"
