@@ -107,7 +107,10 @@ def forget(
     denied = read_denied(workspace) | _whole(workspace, named)
     survey = look(workspace, denied)
     found = trained_on(workspace, _traces(survey))
-    pages = [str(path.relative_to(workspace.root)) for path in forget_pages(survey.rounds, dry_run=True)]
+    pages = [
+        *forget_pages(survey.rounds, dry_run=True),
+        *forget_examples(workspace, denied, survey.veiled, dry_run=True),
+    ]
     history = survey.found and forget_history(workspace, dry_run=True)
     if not dry_run:
         deny(workspace, denied)
@@ -226,7 +229,7 @@ def _remove_corpus(part: Part, annotated: list[bool] | None) -> None:
 
 
 def _told(
-    workspace: Workspace, survey: Survey, denied: Denied, found: dict[str, str], pages: list[str], history: bool
+    workspace: Workspace, survey: Survey, denied: Denied, found: dict[str, str], pages: list[Path], history: bool
 ) -> Forgotten:
     return Forgotten(
         rows=sum(len(rows.found) for rows in survey.shards),
@@ -235,7 +238,7 @@ def _told(
         rounds=[made.number for made in survey.rounds],
         **{name: _count(getattr(survey, name)) for name in ("annotations", "embeddings", "corpus", "human")},
         plans=len(survey.plans),
-        pages=pages,
+        pages=sorted({str(path.relative_to(workspace.root)) for path in pages}),
         history=history,
         denied={name: len(getattr(denied, name)) for name in ("urls", "images", "domains")},
         checkpoints=_standing(workspace, found),

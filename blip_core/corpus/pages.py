@@ -28,22 +28,27 @@ def forget_pages(rounds: Iterable[Round], dry_run: bool = False) -> list[Path]:
     return pages
 
 
-def forget_examples(workspace: Workspace, denied: Denied, veiled: Set[str]) -> None:
-    """Takes denied pictures out of what evaluations show; the report shows the same ones, and goes with them.
+def forget_examples(workspace: Workspace, denied: Denied, veiled: Set[str], dry_run: bool = False) -> list[Path]:
+    """Takes denied pictures out of what evaluations show, and removes the reports of the same rounds.
 
     They are known by the image's sha256, or by the uid, which is that sha256 where the table has none of its own.
+    Returns the paths of the reports.
     """
+    reports = []
     for made in (workspace.round(number) for number in workspace.round_numbers()):
-        if not made.evaluation.exists():
-            continue
-        found = read_json(made.evaluation)
-        examples = {
-            model: [shown for shown in pictures if not _is_denied(shown, denied, veiled)]
-            for model, pictures in (found.get("examples") or {}).items()
+        found = read_json(made.evaluation) if made.evaluation.exists() else {}
+        shown = found.get("examples") or {}
+        left = {
+            model: [picture for picture in pictures if not _is_denied(picture, denied, veiled)]
+            for model, pictures in shown.items()
         }
-        if examples != (found.get("examples") or {}):
+        if left == shown:
+            continue
+        reports += [made.report] if made.report.exists() else []
+        if not dry_run:
             made.report.unlink(missing_ok=True)
-            write_json(made.evaluation, found | {"examples": examples})
+            write_json(made.evaluation, found | {"examples": left})
+    return reports
 
 
 def _is_denied(shown: dict[str, object], denied: Denied, veiled: Set[str]) -> bool:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from blip_core import stores
 from blip_core.data.shards import IMAGES_AHEAD
@@ -52,14 +51,6 @@ class ImageText(NamedTuple):
 
     image: bytes | None
     text: str
-
-
-class PairBatch(NamedTuple):
-    """B pairs: images (B, 3, S, S), their texts, and (B,) int64 that is equal where the image is."""
-
-    images: Tensor
-    texts: list[str]
-    image_ids: Tensor
 
 
 def human_source(table: PairTable) -> PairSource:

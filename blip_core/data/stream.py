@@ -7,15 +7,24 @@ these. How far each lane has been read says all that a resumed training needs to
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
+from torch import Tensor
 
 from blip_core.data.lanes import Lanes, Progress, Sample
-from blip_core.data.pairs import PairBatch, PairSource
+from blip_core.data.pairs import PairSource
 from blip_core.data.transforms import Transform
 from blip_core.data.workers import Share, samples_from_workers
 from blip_core.errors import ConfigError
+
+
+class PairBatch(NamedTuple):
+    """B pairs: images (B, 3, S, S), their texts, and (B,) int64 that is equal where the image is."""
+
+    images: Tensor
+    texts: list[str]
+    image_ids: Tensor
 
 
 class Position(TypedDict):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blip_core.data.pairs import PairBatch
+from blip_core.data.stream import PairBatch
 from blip_core.med.architecture import Architecture
 from blip_core.med.itc import cosines, itc_loss
 from blip_core.med.itm import HardNegatives, draw_hard_negatives, itm_loss

@@ -14,8 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from blip_core.data.pairs import PairBatch
-from blip_core.data.stream import PairStream, merge_positions
+from blip_core.data.stream import PairBatch, PairStream, merge_positions
 from blip_core.errors import TrainingError
 from blip_core.med.lm import predicted
 from blip_core.stores import scratch_folder

@@ -55,11 +55,11 @@ def _remake(workspace: "Workspace", found: "Forgotten") -> None:
     from blip_core.evaluation.card import write_card
     from blip_core.evaluation.report import write_report
 
-    for number in found.rounds:
-        folder = f"rounds/{number:04d}/"
-        if f"{folder}report.html" in found.pages:
+    for number in workspace.round_numbers():
+        made = f"rounds/{number:04d}"
+        if f"{made}/report.html" in found.pages:
             write_report(workspace, number)
-        if f"{folder}corpus/README.md" in found.pages:
+        if f"{made}/corpus/README.md" in found.pages:
             write_card(workspace, number)
 
 

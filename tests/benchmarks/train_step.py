@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers_step import TransformersPretraining
 
-from blip_core.data.pairs import PairBatch
+from blip_core.data.stream import PairBatch
 from blip_core.med.architecture import PRESETS, Architecture
 from blip_core.med.lm import predicted
 from blip_core.med.med import build_med

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_core.data.pairs import PairBatch, PairSource
+from blip_core.data.pairs import PairSource
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
-from blip_core.data.stream import PairStream, Position, merge_positions
+from blip_core.data.stream import PairBatch, PairStream, Position, merge_positions
 from blip_core.data.transforms import eval_transform, train_transform
 from blip_core.errors import ConfigError, InputError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_core.data.pairs import PairBatch, PairSource
-from blip_core.data.stream import PairStream
+from blip_core.data.pairs import PairSource
+from blip_core.data.stream import PairBatch, PairStream
 from blip_core.data.transforms import eval_transform, train_transform
 from blip_core.errors import InputError, ShardError
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blip_core.data.pairs import PairBatch, PairSource, iterate_texts
-from blip_core.data.stream import PairStream
+from blip_core.data.pairs import PairSource, iterate_texts
+from blip_core.data.stream import PairBatch, PairStream
 from blip_core.data.transforms import eval_transform
 from blip_core.med.architecture import MEDConfig
 from blip_core.med.itm import draw_hard_negatives
