@@ -115,6 +115,8 @@ def create_views(
         for column in connection.table(view).columns:
             meaning = COLUMN_MEANINGS.get(f"{view}.{column}") or COLUMN_MEANINGS[column]
             connection.execute(f'COMMENT ON COLUMN {view}."{column}" IS {quoted(meaning)}')
+    searchable = promoted is not None and _any(workspace.round(promoted).embeddings)
+    create_macros(connection, promoted, searchable, embeds)
 
 
 def _images(workspace: Workspace, folder: str) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
+from duckdb.func import ARROW, SPECIAL
 
-from blip_core.corpus.macros import EMBED_TEXT
+from blip_core.corpus.macros import EMBED_TEXT, no_embeddings
 from blip_core.corpus.models import find_checkpoint
 from blip_core.corpus.schemas import EMBEDDING_VERSION, FILTER_KEY
 from blip_core.data.shards import check_part
@@ -45,7 +46,7 @@ def register_embed_text(
         vectors = embedder([text or "" for text in texts.to_pylist()])
         return pa.array(vectors, pa.list_(pa.float32()))
 
-    connection.create_function(EMBED_TEXT, embed, ["VARCHAR"], "FLOAT[]", type="arrow", null_handling="special")
+    connection.create_function(EMBED_TEXT, embed, ["VARCHAR"], "FLOAT[]", type=ARROW, null_handling=SPECIAL)
 
 
 def _filter_of(workspace: Workspace, promoted: int | None, given: str | None) -> tuple[str | Path, str]:
@@ -55,10 +56,7 @@ def _filter_of(workspace: Workspace, promoted: int | None, given: str | None) ->
     folder = workspace.round(promoted).embeddings
     part = next(iter(sorted(folder.glob("*.parquet"))), None)
     if part is None:
-        raise WorkspaceError(
-            f"{folder}: round {promoted} has no embeddings; `capfilt annotate CONFIG.yaml --round {promoted}` adds "
-            "them, and makes no text or score anew"
-        )
+        raise WorkspaceError(f"{folder}: {no_embeddings(promoted)}")
     digest = check_part(part, EMBEDDING_VERSION)[FILTER_KEY]
     if given is not None:
         found = read_checkpoint_config(given, "encoder")["digest"]

@@ -35,7 +35,8 @@ _BY_CHANCE = (
     f"{_BOTH})"
 )
 
-# `{round}` is the promoted round. The address of an image is read beside its scores: files of images are large.
+# `{round}` is the promoted round, and `{searched}` brings its embeddings under the name `searched`. The address of an
+# image is read beside its scores: files of images are large.
 MACROS = {
     "noise_rate": Macro(
         "score",
@@ -50,8 +51,8 @@ MACROS = {
     "kappa": Macro(
         "a, b",
         f"({_AGREED} - {_BY_CHANCE}) / nullif(1 - {_BY_CHANCE}, 0)",
-        "Cohen's kappa of two verdicts, true or false: their agreement beyond chance, 1 at most; null where one of two "
-        "answers never occurs",
+        "Cohen's kappa of two verdicts, true or false: their agreement beyond chance, 1 at most; null where both "
+        "always give one and the same answer",
     ),
     EMBED_TEXT: Macro(
         "text",
@@ -60,10 +61,12 @@ MACROS = {
     ),
     "nearest": Macro(
         f"vector, k := {NEIGHBOURS}",
-        """SELECT found.uid, web.url, web.text AS caption, found.similarity, found.shard
+        """{searched}
+SELECT found.uid, web.url, web.text AS caption, found.similarity, found.shard
 FROM (
-    SELECT shard, uid, list_cosine_similarity(embedding, vector::FLOAT[]) AS similarity
-    FROM embeddings WHERE round = {round} AND similarity IS NOT NULL ORDER BY similarity DESC, uid LIMIT k
+    SELECT * FROM (
+        SELECT shard, uid, list_cosine_similarity(embedding, (SELECT vector::FLOAT[])) AS similarity FROM searched
+    ) WHERE similarity IS NOT NULL ORDER BY similarity DESC, uid LIMIT k
 ) AS found LEFT JOIN annotations AS web
     ON web.round = {round} AND web.candidate = 0 AND web.shard = found.shard AND web.uid = found.uid
 ORDER BY found.similarity DESC, found.uid""",
@@ -78,10 +81,10 @@ ORDER BY found.similarity DESC, found.uid""",
     ),
     "near_duplicates": Macro(
         "threshold := 0.95",
-        """SELECT a.uid, b.uid AS other, list_cosine_similarity(a.embedding, b.embedding) AS similarity
-FROM embeddings AS a JOIN embeddings AS b ON a.uid < b.uid
+        """{searched}
+SELECT a.uid, b.uid AS other, list_cosine_similarity(a.embedding, b.embedding) AS similarity
+FROM searched AS a JOIN searched AS b ON a.uid < b.uid
     AND list_cosine_similarity(a.embedding, b.embedding) >= threshold
-WHERE a.round = {round} AND b.round = {round}
 ORDER BY similarity DESC, a.uid, b.uid""",
         "all pairs of images of the promoted round whose embeddings have at least that cosine; every image is compared "
         "with every other one, so it is for some ten thousand",
@@ -92,18 +95,32 @@ ORDER BY similarity DESC, a.uid, b.uid""",
 ROW_MACROS = frozenset(name for name, macro in MACROS.items() if macro.rows)
 
 
-def create_macros(connection: duckdb.DuckDBPyConnection, promoted: int | None, embeds: bool) -> None:
+def create_macros(connection: duckdb.DuckDBPyConnection, promoted: int | None, searchable: bool, embeds: bool) -> None:
     """Makes the macros over the catalog's views, and their comments.
 
     Args:
         promoted: the round that is searched; None: there is none, and nothing is found.
+        searchable: whether that round has embeddings; without them a search is an error, not an empty answer.
         embeds: whether the connection has a function `embed_text` of its own.
     """
+    number = "NULL" if promoted is None else str(promoted)
+    source = f"SELECT shard, uid, embedding FROM embeddings WHERE round = {number}"  # noqa: S608  (a number of ours)
+    if promoted is not None and not searchable:
+        why = quoted(no_embeddings(promoted))
+        source = f"SELECT NULL AS shard, error({why})::VARCHAR AS uid, NULL::FLOAT[] AS embedding"
     for name, macro in MACROS.items():
         if embeds and name == EMBED_TEXT:
             continue
         kind = "MACRO TABLE" if macro.rows else "MACRO"
-        sql = macro.sql.replace("{round}", "NULL" if promoted is None else str(promoted))
+        sql = macro.sql.replace("{searched}", f"WITH searched AS ({source})").replace("{round}", number)
         body = f"TABLE {sql}" if macro.rows else f"({sql})"
         connection.execute(f"CREATE MACRO {name}({macro.parameters}) AS {body}")
         connection.execute(f"COMMENT ON {kind} {name} IS {quoted(macro.meaning)}")
+
+
+def no_embeddings(round: int) -> str:
+    """Why the images of a round cannot be searched, and what helps."""
+    return (
+        f"round {round} has no embeddings; `capfilt annotate CONFIG.yaml --round {round}` adds them, and makes no text "
+        "or score anew"
+    )

@@ -53,7 +53,14 @@ def run_query(workspace: Workspace, sql: str, filter: str | None = None) -> pa.T
         reach = f"a query reads the views {views}, and files under {workspace.root} by their full path"
         raise QueryError(f"query: {one_line(error)}; {reach}") from error
     except duckdb.Error as error:
-        raise QueryError(f"query: {one_line(error)}") from error
+        raise QueryError(f"query: {_told(error)}") from error
+
+
+def _told(error: duckdb.Error) -> str:
+    """DuckDB's message in one line; of a function of ours that failed, its own words."""
+    message = one_line(error)
+    _, of_ours, own = message.partition("while executing the UDF: ")
+    return own.partition(": ")[2] if of_ours else message
 
 
 @contextmanager
