@@ -68,7 +68,7 @@ def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
     made = workspace.round(1)
     return {
         str(path.relative_to(workspace.root)): (state.st_ino, state.st_size, state.st_mtime_ns)
-        for folder in (workspace.shards, made.annotations, made.corpus)
+        for folder in (workspace.shards, made.annotations, made.embeddings, made.corpus)
         for path in folder.glob("[!.]*")
         if (state := path.stat())
     }

@@ -106,7 +106,7 @@ def parts_of(workspace: Workspace) -> dict[str, bytes]:
     made = workspace.round(1)
     return {
         f"{folder.name}/{path.name}": path.read_bytes()
-        for folder in (workspace.shards, made.annotations, made.corpus)
+        for folder in (workspace.shards, made.annotations, made.embeddings, made.corpus)
         for path in folder.glob("*.parquet")
     }
 
