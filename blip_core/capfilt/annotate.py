@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 from blip_core.capfilt.candidates import Annotator, Row, device_of
 from blip_core.capfilt.captioner import Captioner
-from blip_core.capfilt.embeddings import embedding_mark
+from blip_core.capfilt.embeddings import embedding_mark, embeddings_stand
 from blip_core.capfilt.filter import Filter
 from blip_core.capfilt.parts import (
     COUNT_KEYS,
@@ -181,7 +181,7 @@ class _Run:
         # what is opened last is closed, and gets its name, first
         with ExitStack() as parts:
             part = parts.enter_context(self._annotation_writer(job))
-            vectors = parts.enter_context(self._embedding_writer(job)) if job.embeddings is not None else None
+            vectors = parts.enter_context(self._embedding_writer(job)) if self._lacks_embeddings(job) else None
             for rows, decoded in pictures:
                 made = self.annotator.annotate(name, rows, decoded)
                 part.write(made.rows)
@@ -197,6 +197,11 @@ class _Run:
         with self._embedding_writer(job) as vectors:
             for rows, decoded in pictures:
                 vectors.write(self.annotator.embed(job.shard.stem, rows, decoded))
+
+    def _lacks_embeddings(self, job: ShardJob) -> bool:
+        """Whether embeddings are wanted, and those of this Filter do not stand already, as where a worker was killed
+        between the two parts."""
+        return job.embeddings is not None and not embeddings_stand(job.embeddings, *self.judged_by.values())
 
     def _annotation_writer(self, job: ShardJob) -> AbstractContextManager[PartWriter]:
         made_by = {CAPTIONER_KEY: self.annotator.captioner.digest, **self.judged_by}
