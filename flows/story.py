@@ -1,5 +1,6 @@
 """What `capfilt explain` shows people. All texts are the web's: they are printed as they stand, escaped."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -26,9 +27,14 @@ def print_story(story: dict[str, Any]) -> None:
         for row in made["candidates"]:
             say(f"  {_verdict(row['kept'])} {row['source']} {row['candidate']}: {row['text']!r}")
             say(f"    {_scores(row)}; {row['why']}")
+    for digest, how in story["trained"].items():
+        say(f"trained on it: {digest} ({how})")
     for digest, model in story["models"].items():
         known = ", ".join(f"{key} {value}" for key, value in model.items() if value is not None)
         say(f"model {digest}: {known or 'lies in no round of this workspace'}")
+    for made in story.get("replay", []):
+        for line in _replayed(made):
+            say(line)
 
 
 def _fetched(image: dict[str, Any]) -> str:
@@ -48,3 +54,24 @@ def _scores(row: dict[str, Any]) -> str:
     seed = f", seed {row['seed']}" if row["seed"] is not None else ""
     captioner = f", by the Captioner {row['captioner']}" if row["source"] == "synthetic" else ""
     return f"{', '.join(scores) or 'no scores'}, by the Filter {row['filter']}{captioner}{seed}"
+
+
+def _replayed(made: dict[str, Any]) -> Iterator[str]:
+    """What came out when a round's texts and scores were computed again."""
+    settings = f"{made['precision']}, scores may differ by {made['tolerance']}"
+    yield f"computed again, round {made['round']}, shard {made['shard']}: {settings}"
+    if not made["generation_recorded"]:
+        yield "  the part does not say how its captions were decoded; the default settings were taken"
+    if not made["image_agrees"]:
+        yield "  the image's bytes are not those that were annotated"
+    for row in made["candidates"]:
+        yield f"  {'agrees' if row['agrees'] else 'differs'}: {row['source']} {row['candidate']}{_differences(row)}"
+        if not row["text_agrees"]:
+            yield f"    the text came out as {row['text']!r}"
+        if not row["reason_agrees"]:
+            yield f"    the reason for no scores came out as {row['reason'] or 'none'}"
+
+
+def _differences(row: dict[str, Any]) -> str:
+    known = {name: difference for name, difference in row["differences"].items() if difference is not None}
+    return "".join(f", {name} by {difference:+.1e}" for name, difference in known.items())

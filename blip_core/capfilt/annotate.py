@@ -5,9 +5,11 @@ Filter's embeddings of the images get their name before the annotations do, so t
 Memory grows neither with the size of a shard nor with their number.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -35,6 +37,7 @@ from blip_core.corpus.schemas import (
     CAPTIONER_KEY,
     EMBEDDING_VERSION,
     FILTER_KEY,
+    GENERATION_KEY,
     PRECISION_KEY,
     PartWriter,
     embedding_schema,
@@ -137,6 +140,7 @@ class _Run:
         self.annotator = Annotator(captioner, filter, generation, config.candidates, batch_size, seed)
         self.progress = progress
         self.judged_by = {FILTER_KEY: filter.digest, PRECISION_KEY: config.precision}
+        self.generation = json.dumps(asdict(generation), sort_keys=True)
         self.settings = (captioner.digest, filter.digest, config, generation, seed)
         self._swept: set[Path] = set()
 
@@ -204,7 +208,7 @@ class _Run:
         return job.embeddings is not None and not embeddings_stand(job.embeddings, *self.judged_by.values())
 
     def _annotation_writer(self, job: ShardJob) -> AbstractContextManager[PartWriter]:
-        made_by = {CAPTIONER_KEY: self.annotator.captioner.digest, **self.judged_by}
+        made_by = {CAPTIONER_KEY: self.annotator.captioner.digest, **self.judged_by, GENERATION_KEY: self.generation}
         mark = mark_of(job, *self.settings)
         return part_writer(job.target, ANNOTATION_SCHEMA, ANNOTATION_VERSION, mark, made_by)
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from blip_core.errors import CapfiltError, ConfigError
 from flows.commands.shared import load, print_json
-from flows.options import Json
+from flows.options import SOURCES, Json, TokenizerOption
 
 if TYPE_CHECKING:
     from blip_core.workspace import Workspace
@@ -76,6 +77,17 @@ def sweep(
 def explain(
     uid: Annotated[str, typer.Argument(metavar="UID", help="The image's key, the column uid of every view.")],
     workspace: InWorkspace = ".",
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Computes captions and scores again; exit status 1 where they differ.")
+    ] = False,
+    captioner: Annotated[
+        str | None, typer.Option(metavar="SRC", help=f"With --replay, where no round has the Captioner: {SOURCES}.")
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option(metavar="SRC", help=f"With --replay, where no round has the Filter: {SOURCES}.")
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    round: Annotated[int | None, typer.Option(help="With --replay: this round's texts alone.", min=1)] = None,
     json: Json = False,
 ) -> None:
     """One image's story: its download, every text with its scores, who made and judged it, and why it was kept."""
@@ -83,8 +95,17 @@ def explain(
     from blip_core.workspace import Workspace
     from flows.story import print_story
 
-    story = story_of(Workspace.existing(workspace), uid)
+    if not replay and any(given is not None for given in (captioner, filter, tokenizer, round)):
+        raise ConfigError("--captioner, --filter, --tokenizer and --round: are for --replay; give it as well")
+    opened = Workspace.existing(workspace)
+    story = story_of(opened, uid)
+    if replay:
+        from flows.replay import replay_story
+
+        story["replay"] = replay_story(opened, story, captioner, filter, tokenizer, round)
     print_json(story) if json else print_story(story)
+    if differing := [str(made["round"]) for made in story.get("replay", []) if not made["agrees"]]:
+        raise CapfiltError(f"explain --replay: {uid!r} does not come out as recorded in round {', '.join(differing)}")
 
 
 @app.command()

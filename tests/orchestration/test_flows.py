@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from blip_core.config import BootstrapConfig, load_config
+from blip_core.corpus.explain import explain
 from blip_core.errors import CapfiltError, CheckpointError, ShardError
 from blip_core.files import read_json
 from blip_core.scenes.server import serve_scenes
@@ -24,6 +25,7 @@ from flows.bootstrap import bootstrap
 from flows.clean import clean
 from flows.demo import demo
 from flows.download import download
+from flows.replay import replay_story
 from flows.server import free_port
 from flows.shards import over_batches, over_shards
 from tasks.download import download_shard, network_failed, plan_shards
@@ -98,6 +100,17 @@ def test_the_round_is_shown_in_the_ui_as_a_table_and_as_pictures(finished: Boots
     assert '"filter_auc"' in numbers.data
     assert pictures is not None
     assert "](data:image/svg+xml;base64," in pictures.data
+
+
+def test_every_candidate_of_the_round_comes_out_again_from_what_is_recorded(finished: BootstrapConfig) -> None:
+    workspace = Workspace.existing(finished.workspace)
+    rows = [row for part in workspace.shard_paths() for row in pq.read_table(part).to_pylist()]
+    some = [row["uid"] for row in rows if row["status"] == "ok"][::9]
+    assert len(some) > 4
+    for uid in some:
+        (made,) = replay_story(workspace, explain(workspace, uid))
+        assert made["agrees"], made
+        assert made["models"]["captioner"]["source"] == str(workspace.round(1).captioner)
 
 
 def test_clean_makes_a_corpus_with_given_models_and_trains_nothing(

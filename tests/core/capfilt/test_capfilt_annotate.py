@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_a_part_s_metadata_say_what_made_it_and_how_much_it_holds(
         "capfilt.captioner": models[0].digest,
         "capfilt.filter": models[1].digest,
         "capfilt.precision": "fp32",
+        "capfilt.generation": json.dumps(asdict(GENERATION), sort_keys=True),
         "capfilt.images": "7",
         "capfilt.rows": "21",
         "capfilt.unscored": str(summary.unscored),
