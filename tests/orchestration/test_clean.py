@@ -101,7 +101,7 @@ def test_the_summary_of_the_trial_and_the_numbers_of_the_full_run_are_those_of_t
     made, numbers = cleaned.workspace.round(1), cleaned.numbers
     shards = pq.read_table(cleaned.workspace.shards, partitioning=None).to_pylist()
     annotations = pq.read_table(made.annotations, partitioning=None).to_pylist()
-    corpus = pq.read_table(made.corpus, partitioning=None).to_pylist()
+    corpus = pq.read_table(sorted(made.corpus.glob("*.parquet")), partitioning=None).to_pylist()
     images = sum(row["status"] == "ok" for row in shards)
     assert numbers["download"]["rows"] == len(shards)
     assert (numbers["images"], numbers["candidates"]) == (images, len(annotations))
