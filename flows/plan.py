@@ -103,6 +103,7 @@ def _writes(config: BootstrapConfig, workspace: Workspace) -> dict[str, str]:
     places: dict[str, Path] = {
         "shards": workspace.shards,
         "annotations": made.annotations,
+        "embeddings": made.embeddings,
         "corpus": made.corpus,
         "report": made.report,
         "catalog": workspace.catalog,

@@ -19,8 +19,11 @@ _FIRST, _NEXT = "capfilt> ", "    ...> "
 _LEAVE = ("exit", "quit", ".exit", ".quit")
 
 
-def run_shell(workspace: Workspace, show: Callable[[pa.Table], None]) -> None:
-    """Answers statements of stdin until it ends or says `exit`. Raises QueryError where stdin is no terminal."""
+def run_shell(workspace: Workspace, show: Callable[[pa.Table], None], filter: str | None = None) -> None:
+    """Answers statements of stdin until it ends or says `exit`. Raises QueryError where stdin is no terminal.
+
+    `filter` is as run_query takes it.
+    """
     interactive = sys.stdin.isatty()
     if interactive:
         with suppress(ImportError):
@@ -28,7 +31,7 @@ def run_shell(workspace: Workspace, show: Callable[[pa.Table], None]) -> None:
         sys.stderr.write("One SELECT over the workspace's views, ended by a semicolon; SHOW TABLES; exit\n")
     for statement in _statements(interactive):
         try:
-            show(run_query(workspace, statement))
+            show(run_query(workspace, statement, filter))
         except QueryError as error:
             if not interactive:
                 raise

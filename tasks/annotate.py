@@ -72,8 +72,8 @@ def take_over_annotations(config: BootstrapConfig) -> int:
         return 0
     return take_over_parts(
         [workspace.shard(name) for name in shard_names(config)],
-        workspace.round(config.round).annotations,
-        [workspace.round(number).annotations for number in earlier],
+        workspace.round(config.round),
+        [workspace.round(number) for number in earlier],
         *model_digests(config),
         config.annotate,
         config.generation,
@@ -137,5 +137,5 @@ def add_work(config: BootstrapConfig, seconds: float, images: int) -> None:
 
 
 def job_of(config: BootstrapConfig, workspace: Workspace, name: str) -> ShardJob:
-    """A shard, and the place of its part in the round."""
-    return ShardJob(workspace.shard(name), workspace.round(config.round).annotations / f"{name}.parquet")
+    """A shard, and the places of its parts in the round."""
+    return ShardJob.of(workspace.round(config.round), workspace.shard(name))

@@ -3,9 +3,10 @@
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from blip_core.capfilt.earlier import Kind, find_model
+from blip_core.capfilt.earlier import find_model
 from blip_core.config import BootstrapConfig
 from blip_core.corpus import rounds
+from blip_core.corpus.models import Kind
 from blip_core.errors import CheckpointError
 from blip_core.med.description import CONFIG
 from blip_core.workspace import Workspace

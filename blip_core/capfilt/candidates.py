@@ -1,17 +1,20 @@
 """One batch of images to rows of annotations: the Captioner writes, the Filter judges every text, web and synthetic.
 
-Nothing is thrown away here: a text that cannot be judged has a row with the reason.
+Nothing is thrown away here: a text that cannot be judged has a row with the reason. The Filter's embedding of an image
+comes from the same features as its scores, so that an image is encoded once.
 """
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from blip_core.capfilt.captioner import Captioner
+from blip_core.capfilt.embeddings import embedding_table
 from blip_core.capfilt.filter import Filter, Score
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, EMPTY_TEXT
 from blip_core.data.decoding import Decoded
@@ -21,6 +24,7 @@ from blip_core.med.decoding import GenerationConfig
 from blip_core.med.generation import caption_seed
 
 Row = dict[str, Any]
+Value = TypeVar("Value")
 
 # What torch's allocator for the CPU says, which has no exception class of its own.
 NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")
@@ -34,6 +38,20 @@ class Candidate(NamedTuple):
     text: str
     logprob: float | None
     score: Score | None
+
+
+class Judgement(NamedTuple):
+    """What there is to say of one image: its texts, and its embedding, (E,) float16."""
+
+    candidates: list[Candidate]
+    embedding: np.ndarray
+
+
+class Annotated(NamedTuple):
+    """What a batch gives: rows of ANNOTATION_SCHEMA, and of embedding_schema for the images that can be decoded."""
+
+    rows: pa.Table
+    embeddings: pa.Table
 
 
 class Annotator:
@@ -61,35 +79,51 @@ class Annotator:
         self.batch_size = batch_size
         self.seed = seed
 
-    def annotate(self, shard: str, rows: list[Row], decoded: Decoded) -> pa.Table:
-        """1 + candidates rows of ANNOTATION_SCHEMA for each image, in order.
+    def annotate(self, shard: str, rows: list[Row], decoded: Decoded) -> Annotated:
+        """1 + candidates rows for each image, in order, and the images' embeddings.
 
         Raises CapfiltError where the memory does not do for one image alone.
         """
-        readable = [row for row, reason in zip(rows, decoded.reasons, strict=True) if reason is None]
-        judged = iter(self._judge_all(shard, readable, decoded.pixels))
+        readable = _readable(rows, decoded)
+        judgements = self._in_memory(shard, readable, decoded.pixels, self._judge)
+        judged = iter(judgements)
         records = [
             self._record(shard, row, number, candidate, reason)
             for row, reason in zip(rows, decoded.reasons, strict=True)
-            for number, candidate in enumerate(next(judged) if reason is None else self._unjudged(row))
+            for number, candidate in enumerate(next(judged).candidates if reason is None else self._unjudged(row))
         ]
-        return pa.Table.from_pylist(records, ANNOTATION_SCHEMA)
+        embeddings = [judgement.embedding for judgement in judgements]
+        return Annotated(pa.Table.from_pylist(records, ANNOTATION_SCHEMA), self._embedding_table(readable, embeddings))
 
-    def _judge_all(self, shard: str, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[list[Candidate]]:
-        """The candidates of readable images, by as many at once as the memory allows."""
-        judged: list[list[Candidate]] = []
-        while len(judged) < len(rows):
-            part = slice(len(judged), len(judged) + self.batch_size)
+    def embed(self, shard: str, rows: list[Row], decoded: Decoded) -> pa.Table:
+        """The images' embeddings alone, for a shard whose annotations stand. Raises as `annotate` does."""
+        readable = _readable(rows, decoded)
+        return self._embedding_table(readable, self._in_memory(shard, readable, decoded.pixels, self._embed))
+
+    def _embedding_table(self, rows: list[Row], embeddings: list[np.ndarray]) -> pa.Table:
+        return embedding_table([row["uid"] for row in rows], embeddings, self.filter.width)
+
+    def _in_memory(
+        self,
+        shard: str,
+        rows: list[Row],
+        pixels: Mapping[int, Tensor],
+        work: Callable[[list[Row], Mapping[int, Tensor]], list[Value]],
+    ) -> list[Value]:
+        """What `work` gives for each of the readable images, by as many at once as the memory allows."""
+        done: list[Value] = []
+        while len(done) < len(rows):
+            part = slice(len(done), len(done) + self.batch_size)
             some = rows[part]
             try:
-                judged += self._judge(some, {size: tensor[part] for size, tensor in pixels.items()})
+                done += work(some, {size: tensor[part] for size, tensor in pixels.items()})
                 continue
             except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not _is_out_of_memory(error):
                     raise
                 message = str(error).partition("\n")[0]
             self._shrink(shard, some, message)  # the error is gone by now, and with it what its frames held
-        return judged
+        return done
 
     def _shrink(self, shard: str, rows: list[Row], message: str) -> None:
         if len(rows) == 1:
@@ -99,16 +133,20 @@ class Annotator:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _judge(self, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[list[Candidate]]:
+    def _judge(self, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[Judgement]:
         seeds = [[self._seed(row, number) for number in self.numbers] for row in rows]
         captions = self.captioner.caption(_images(pixels, self.captioner), self.generation, seeds)
         texts = [[row["caption"] or "", *(text for text, _ in some)] for row, some in zip(rows, captions, strict=True)]
         logprobs = [[None, *(logprob for _, logprob in some)] for some in captions]
-        scores = self.filter.judge(_images(pixels, self.filter), texts)
-        return [
+        scores, embeddings = self.filter.judge_and_embed(_images(pixels, self.filter), texts)
+        candidates = (
             [Candidate(*parts) for parts in zip(*of_image, strict=True)]
             for of_image in zip(texts, logprobs, scores, strict=True)
-        ]
+        )
+        return list(map(Judgement, candidates, _half(embeddings)))
+
+    def _embed(self, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[np.ndarray]:
+        return _half(self.filter.embed(_images(pixels, self.filter)))
 
     def _unjudged(self, row: Row) -> list[Candidate]:
         return [Candidate(text, None, None) for text in (row["caption"] or "", *("" for _ in self.numbers))]
@@ -144,6 +182,15 @@ def device_of(model: Captioner | Filter) -> torch.device:
 def _images(pixels: Mapping[int, Tensor], model: Captioner | Filter) -> Tensor:
     """What a model sees: (B, 3, S, S), on its device."""
     return normalise(pixels[model.med.image_size].to(device_of(model), non_blocking=True))
+
+
+def _readable(rows: list[Row], decoded: Decoded) -> list[Row]:
+    return [row for row, reason in zip(rows, decoded.reasons, strict=True) if reason is None]
+
+
+def _half(embeddings: Tensor) -> list[np.ndarray]:
+    """Embeddings (B, E) as B arrays of float16."""
+    return list(embeddings.half().cpu().numpy())
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

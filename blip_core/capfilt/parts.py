@@ -7,12 +7,14 @@ from typing import Literal, NamedTuple
 
 import pyarrow.compute as pc
 
+from blip_core.capfilt.embeddings import embeddings_stand
 from blip_core.corpus.schemas import ANNOTATION_VERSION, FINGERPRINT_KEY, IMAGES_KEY, ROWS_KEY, UNSCORED_KEY
 from blip_core.data.shards import check_part, iterate_shard
 from blip_core.errors import CapfiltError
 from blip_core.files import fingerprint
 from blip_core.med.decoding import GenerationConfig
 from blip_core.settings import Settings, setting
+from blip_core.workspace import Round
 
 COUNT_KEYS = (IMAGES_KEY, ROWS_KEY, UNSCORED_KEY)
 BATCH_SIZE_ON_CPU = 16
@@ -37,10 +39,16 @@ class AnnotateConfig(Settings):
 
 
 class ShardJob(NamedTuple):
-    """A shard, and where its part is to stand."""
+    """A shard, where its annotation part is to stand, and where its embedding part; None: no embeddings are wanted."""
 
     shard: Path
     target: Path
+    embeddings: Path | None = None
+
+    @classmethod
+    def of(cls, made: Round, shard: Path) -> "ShardJob":
+        """A shard, and the places of its parts in a round."""
+        return cls(shard, made.annotations / shard.name, made.embeddings / shard.name)
 
 
 class AnnotationSummary(NamedTuple):
@@ -78,10 +86,20 @@ Progress = Callable[[ShardProgress], None]
 def standing_part(
     job: ShardJob, captioner: str, filter: str, config: AnnotateConfig, generation: GenerationConfig, seed: int
 ) -> AnnotationSummary | None:
-    """The summary of a part that stands for a job already, from its metadata alone; None where none does.
+    """The summary of what stands for a job already, from metadata alone; None where either part is missing.
 
     `captioner` and `filter` are the models' digests. Raises ShardError where something else stands there.
     """
+    found = annotated_part(job, captioner, filter, config, generation, seed)
+    if found is None or job.embeddings is None or embeddings_stand(job.embeddings, filter, config.precision):
+        return found
+    return None
+
+
+def annotated_part(
+    job: ShardJob, captioner: str, filter: str, config: AnnotateConfig, generation: GenerationConfig, seed: int
+) -> AnnotationSummary | None:
+    """The same of the annotation part alone, whether or not there are embeddings beside it."""
     if not job.target.is_file():
         return None
     found = check_part(job.target, ANNOTATION_VERSION)

@@ -25,6 +25,7 @@ from blip_core.capfilt.parts import AnnotateConfig, AnnotationSummary, FailedSha
 from blip_core.data.images import JPEG_QUALITY
 from blip_core.data.shards import SHARD_SCHEMA, write_shard
 from blip_core.med.decoding import GenerationConfig
+from blip_core.workspace import Round
 
 Results = Generator[AnnotationSummary | FailedShard, None, None]
 
@@ -82,7 +83,11 @@ def probe(
     with tempfile.TemporaryDirectory(prefix="capfilt-probe-") as folder:
         shard = Path(folder) / "probe.parquet"
         write_sample(shard, rows, image_size, texts)
-        jobs = (ShardJob(shard, Path(folder) / "parts" / f"{number}.parquet") for number in itertools.count())
+        made = Round(0, Path(folder))
+        jobs = (
+            ShardJob(shard, made.annotations / name, made.embeddings / name)
+            for name in map("{}.parquet".format, itertools.count())
+        )
         results = annotate_shards(jobs, captioner, filter, config, generation, seed, watch)
         with suppress(_TimeIsUp), closing(cast(Results, results)) as running:
             for result in running:

@@ -1,4 +1,4 @@
-"""The DuckDB catalog: views over the workspace's files, so that a question about the corpus is one SELECT.
+"""The DuckDB catalog: views and macros over the workspace's files, so that a question to the corpus is one SELECT.
 
 The catalog holds no data. Its paths are relative to the workspace, so any DuckDB client that is started in
 that folder can open it, and it stands in place of the last one in one atomic step. In an object store they are URLs.
@@ -14,9 +14,10 @@ import duckdb
 import pyarrow as pa
 
 from blip_core import stores
+from blip_core.corpus.macros import create_macros
 from blip_core.corpus.rounds import ROUND_NUMBERS, look_up, promoted_round, round_states
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, COLUMN_MEANINGS, CORPUS_SCHEMA
-from blip_core.corpus.sql import let_reach
+from blip_core.corpus.sql import let_reach, quoted
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.files import atomic_file, read_json
 from blip_core.workspace import Workspace
@@ -25,6 +26,7 @@ VIEW_MEANINGS = {
     "images": "every input row, one image each: as downloaded, or the reason why it failed",
     "annotations": "every candidate of every round, with its scores",
     "corpus": "the candidates that passed in the promoted round, and the human pairs",
+    "embeddings": "the Filter's embedding of every image that can be decoded, of every round",
     "rounds": "the rounds, what became of them, and their numbers",
     "shards": "the shards, and how many of their rows arrived",
     "failures": "everything that failed, and why: rows without an image, and candidates without scores",
@@ -85,14 +87,22 @@ def build_catalog(workspace: Workspace) -> Path:
     return workspace.catalog
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, workspace: Workspace, folder: str) -> None:
-    """Makes the views and their comments. `folder` stands before every path: '' or the workspace with a slash."""
+def create_views(
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, folder: str, embeds: bool = False
+) -> None:
+    """Makes the views, the macros, and their comments.
+
+    Args:
+        folder: stands before every path: '' or the workspace with a slash.
+        embeds: whether the connection has a function `embed_text`.
+    """
     folder = glob.escape(folder)
     promoted = promoted_round(workspace)
     definitions = {
         "images": _images(workspace, folder),
         "annotations": _annotations(workspace, folder),
         "corpus": _corpus(workspace, folder, promoted),
+        "embeddings": _embeddings(workspace, folder),
         "rounds": _rounds(workspace),
         "shards": SHARDS,
         "failures": FAILURES,
@@ -105,11 +115,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, workspace: Workspace, fo
         for column in connection.table(view).columns:
             meaning = COLUMN_MEANINGS.get(f"{view}.{column}") or COLUMN_MEANINGS[column]
             connection.execute(f'COMMENT ON COLUMN {view}."{column}" IS {quoted(meaning)}')
-
-
-def quoted(text: str) -> str:
-    """A SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
+    searchable = promoted is not None and _any(workspace.round(promoted).embeddings)
+    create_macros(connection, promoted, searchable, embeds)
 
 
 def _images(workspace: Workspace, folder: str) -> str:
@@ -130,6 +137,14 @@ def _corpus(workspace: Workspace, folder: str, promoted: int | None) -> str:
     if promoted is None or not _any(workspace.round(promoted).corpus):
         return _empty(_types(CORPUS_SCHEMA))
     return f"SELECT * FROM read_parquet({quoted(f'{folder}rounds/{promoted:04d}/corpus/*.parquet')})"
+
+
+def _embeddings(workspace: Workspace, folder: str) -> str:
+    if not any(_any(workspace.round(number).embeddings) for number in workspace.round_numbers()):
+        return _empty({"round": "INTEGER", "shard": "VARCHAR", "uid": "VARCHAR", "embedding": "FLOAT[]"})
+    parts = _parquet(quoted(f"{folder}rounds/*/embeddings/*.parquet"))
+    columns = f"{_round_of('filename')} AS round, parse_filename(filename, true) AS shard, uid, embedding"
+    return f"SELECT {columns} FROM {parts}"
 
 
 def _rounds(workspace: Workspace) -> str:

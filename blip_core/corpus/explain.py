@@ -7,11 +7,10 @@ from typing import Any
 
 import duckdb
 
-from blip_core.corpus.catalog import quoted
 from blip_core.corpus.query import reading
 from blip_core.corpus.schemas import CORPUS_VERSION
 from blip_core.corpus.selection import BEST_OF_KEY, WHERE_KEY, check_predicate
-from blip_core.corpus.sql import one_line
+from blip_core.corpus.sql import one_line, quoted
 from blip_core.corpus.trained import MODELS, Traces, trained_on
 from blip_core.data.shards import check_part
 from blip_core.errors import CheckpointError, InputError, QueryError, ShardError

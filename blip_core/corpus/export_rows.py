@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip_core import stores
-from blip_core.corpus.catalog import quoted
 from blip_core.corpus.query import check_statement
 from blip_core.corpus.schemas import CORPUS_SCHEMA
-from blip_core.corpus.sql import confine, let_reach, one_line, unstable_functions
+from blip_core.corpus.sql import confine, let_reach, one_line, quoted, unstable_functions
 from blip_core.errors import ConfigError, QueryError, ShardError
 
 ROWS_AT_ONCE = 10_000

@@ -15,6 +15,9 @@ import duckdb
 import pyarrow as pa
 
 from blip_core.corpus.catalog import VIEW_MEANINGS, create_views
+from blip_core.corpus.embed_text import register_embed_text
+from blip_core.corpus.macros import ROW_MACROS
+from blip_core.corpus.rounds import promoted_round
 from blip_core.corpus.sql import confine, let_reach, nodes, one_line, syntax_tree
 from blip_core.errors import QueryError
 from blip_core.workspace import Workspace
@@ -31,15 +34,18 @@ READING_FUNCTIONS = re.compile(
 ALLOWED = "a query is one SELECT (or FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) that only reads"
 
 
-def run_query(workspace: Workspace, sql: str) -> pa.Table:
+def run_query(workspace: Workspace, sql: str, filter: str | None = None) -> pa.Table:
     """The result of one reading statement over the views of the catalog.
+
+    Args:
+        filter: the checkpoint of the promoted round's Filter, for `embed_text` where the workspace does not have it.
 
     The views are made anew for each query, in memory: they are never older than the files, and no other
     process that holds catalog.duckdb is in the way. Raises QueryError, in one line, for a statement that fails,
     that is not a single reading one, or that names a file outside the workspace.
     """
     try:
-        with reading(workspace) as connection:
+        with reading(workspace, filter) as connection:
             check_statement(connection, sql)
             return connection.sql(sql).to_arrow_table()
     except duckdb.PermissionException as error:
@@ -47,15 +53,24 @@ def run_query(workspace: Workspace, sql: str) -> pa.Table:
         reach = f"a query reads the views {views}, and files under {workspace.root} by their full path"
         raise QueryError(f"query: {one_line(error)}; {reach}") from error
     except duckdb.Error as error:
-        raise QueryError(f"query: {one_line(error)}") from error
+        raise QueryError(f"query: {_told(error)}") from error
+
+
+def _told(error: duckdb.Error) -> str:
+    """DuckDB's message in one line; of a function of ours that failed, its own words."""
+    message = one_line(error)
+    _, of_ours, own = message.partition("while executing the UDF: ")
+    return own.partition(": ")[2] if of_ours else message
 
 
 @contextmanager
-def reading(workspace: Workspace) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with the views of the workspace that can name no file outside of it, and changes no setting."""
+def reading(workspace: Workspace, filter: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with the views and macros of the workspace, which can name no file outside of it, and changes no
+    setting. `filter` is as run_query takes it."""
     with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
         let_reach(connection, workspace.root)
-        create_views(connection, workspace, folder=f"{workspace.root}/")
+        register_embed_text(connection, workspace, promoted_round(workspace), filter)
+        create_views(connection, workspace, folder=f"{workspace.root}/", embeds=True)
         confine(connection, workspace.root, spill)
         yield connection
 
@@ -83,5 +98,5 @@ def _check_node(node: dict[str, Any]) -> None:
         raise QueryError(f"query: holds a {kind.removesuffix('_QUERY_NODE').removesuffix('_NODE')}; {ALLOWED}")
     if kind == "TABLE_FUNCTION":
         name = str(node["function"].get("function_name", ""))
-        if not READING_FUNCTIONS.fullmatch(name.lower()):
+        if name.lower() not in ROW_MACROS and not READING_FUNCTIONS.fullmatch(name.lower()):
             raise QueryError(f"query: the table function {name} is not among those that only read; {ALLOWED}")

@@ -99,6 +99,7 @@ COLUMN_MEANINGS = {
     "height": "height of the stored image, pixels",
     "original_width": "width of the image as downloaded, pixels",
     "original_height": "height of the image as downloaded, pixels",
+    "embedding": "the Filter's ITC embedding of the image, of length 1",
     "round": "the round that the row belongs to",
     "promoted": "whether the corpus view reads this round",
     "state": "what became of the round: promoted, candidate, rejected, rolled back or superseded",

@@ -41,6 +41,11 @@ def unstable_functions(connection: duckdb.DuckDBPyConnection, expression: str) -
     return sorted(used & {name for (name,) in connection.execute(stable).fetchall()})
 
 
+def quoted(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def one_line(error: duckdb.Error) -> str:
     """DuckDB's message without its excerpt of the statement and the caret under it."""
     message = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]

@@ -26,6 +26,12 @@ def query(
     format: Annotated[
         Literal["table", "json", "csv", "parquet"], typer.Option(help="What is printed; a table shows 100 rows.")
     ] = "table",
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="The Filter of the round, for image_search, where the workspace has it not."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """SQL over the workspace: the views images, annotations, corpus, rounds, shards, failures, ... Read only."""
@@ -37,9 +43,9 @@ def query(
     opened = Workspace.existing(workspace)
     show = show_as("json" if json else format)
     if sql is None:
-        run_shell(opened, show)
+        run_shell(opened, show, filter)
     else:
-        show(run_query(opened, sql))
+        show(run_query(opened, sql, filter))
 
 
 @app.command()

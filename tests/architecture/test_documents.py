@@ -13,11 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
+from services.filters import save_filter
 
 from blip_core.config import BootstrapConfig, parse_config
 from blip_core.corpus.catalog import VIEW_MEANINGS, build_catalog
+from blip_core.corpus.macros import MACROS
 from blip_core.corpus.query import run_query
-from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, CORPUS_SCHEMA, write_part
+from blip_core.corpus.schemas import (
+    ANNOTATION_SCHEMA,
+    ANNOTATION_VERSION,
+    CORPUS_SCHEMA,
+    EMBEDDING_VERSION,
+    FILTER_KEY,
+    embedding_schema,
+    part_writer,
+    write_part,
+)
 from blip_core.corpus.selection import check_predicate, publish_shard
 from blip_core.data.shards import REASONS, SHARD_SCHEMA, write_shard
 from blip_core.evaluation.report import STEPS, build_report
@@ -66,6 +77,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     write_part(round_1.annotations / f"{'0' * 16}.parquet", ANNOTATION_SCHEMA.empty_table(), ANNOTATION_VERSION, "0")
     part = f"{'0' * 16}.parquet"
     publish_shard(round_1.annotations / part, made.shards / part, round_1.corpus / part, "itm_score > 0.5", 1)
+    vectors = embedding_schema(16).empty_table()
+    with part_writer(
+        round_1.embeddings / part, vectors.schema, EMBEDDING_VERSION, "0", {FILTER_KEY: save_filter(round_1.filter)}
+    ) as writer:
+        writer.write(vectors)
     build_catalog(made)
     return made
 
@@ -144,7 +160,12 @@ def test_documented_sql_runs_in_duckdb_alone(workspace: Workspace, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("heading", "schema"),
-    [("Shards", SHARD_SCHEMA), ("Annotations", ANNOTATION_SCHEMA), ("Corpus", CORPUS_SCHEMA)],
+    [
+        ("Shards", SHARD_SCHEMA),
+        ("Annotations", ANNOTATION_SCHEMA),
+        ("Embeddings", embedding_schema(256)),
+        ("Corpus", CORPUS_SCHEMA),
+    ],
 )
 def test_documented_columns_are_those_of_the_schema(heading: str, schema: pa.Schema) -> None:
     documented = [(name, kind) for name, kind, *_ in table("workspace.md", heading)]
@@ -165,6 +186,12 @@ def test_documented_keys_of_report_seconds_metrics_and_views_are_those_that_are_
     assert [row[0] for row in table("workspace.md", "The catalog")] == list(VIEW_MEANINGS)
     seconds = DOCUMENTS["workspace.md"].split("# seconds.json\n")[1].split("\n#")[0]
     assert re.findall(r"`(\w+)`", seconds) == list(STEPS)
+
+
+def test_documented_macros_are_the_catalogs_with_their_parameters() -> None:
+    assert [row[0] for row in table("search.md", "Search")] == [
+        f"{name}({macro.parameters})" for name, macro in MACROS.items()
+    ]
 
 
 def test_the_corpus_metadata_is_as_documented(workspace: Workspace) -> None:

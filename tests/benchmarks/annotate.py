@@ -45,6 +45,7 @@ from blip_core.med.decoding import GenerationConfig
 from blip_core.med.inference import Precision
 from blip_core.med.med import build_med
 from blip_core.med.tokenizer import Tokenizer
+from blip_core.workspace import Round
 
 SEED = 0
 VOCABULARY = 30522  # BERT's
@@ -311,7 +312,7 @@ def _measure(folder: Path, shards: list[Path], sides: Sides, options: argparse.N
     """All sides by turns, one shard a turn; the first one warms up and does not count."""
     streams = {
         precision: _stream(
-            [ShardJob(shard, folder / precision / shard.name) for shard in shards], models, precision, options
+            [ShardJob.of(Round(0, folder / precision), shard) for shard in shards], models, precision, options
         )
         for precision, models in sides.ours.items()
     }

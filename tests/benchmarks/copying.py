@@ -33,12 +33,18 @@ def copy_parts(
     """An Annotator whose work is a copy."""
     stock = workspace_of(config).root / STOCK
     for name in names:
-        yield _copy(stock / f"{name}.parquet", round_of(config).annotations / f"{name}.parquet")
+        made, part = round_of(config), f"{name}.parquet"
+        _copy(stock / "embeddings" / part, made.embeddings / part)
+        _copy(stock / "annotations" / part, made.annotations / part)
+        yield _summary(made.annotations / part)
 
 
-def _copy(source: Path, target: Path) -> AnnotationSummary:
+def _copy(source: Path, target: Path) -> None:
     with atomic_file(target) as temporary:
         temporary.write_bytes(source.read_bytes())
+
+
+def _summary(target: Path) -> AnnotationSummary:
     described = pq.read_metadata(target).metadata
     images, rows, unscored = (int(described[key.encode()]) for key in (IMAGES_KEY, ROWS_KEY, UNSCORED_KEY))
     return AnnotationSummary(target.stem, images, rows, unscored, 0.0, 0.0, skipped=False)

@@ -88,7 +88,9 @@ def prepare(folder: Path, shards: int) -> Path:
     names = make_shards(work, shards, 1)
     for result in annotate_names(config, names):
         assert not isinstance(result, FailedShard), result
-    Workspace(work).round(1).annotations.rename(work / STOCK)
+    (work / STOCK).mkdir()
+    for folder in (Workspace(work).round(1).annotations, Workspace(work).round(1).embeddings):
+        folder.rename(work / STOCK / folder.name)
     return path
 
 

@@ -249,7 +249,7 @@ def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
     """What stands under a final name, with inode, size and time of writing."""
     made = workspace.round(1)
     models = (made.med, made.captioner, made.filter, made.retrained, made.retrained_raw)
-    folders = (workspace.shards, made.annotations, made.corpus, *models)
+    folders = (workspace.shards, made.annotations, made.embeddings, made.corpus, *models)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
     return {
         str(path.relative_to(workspace.root)): (state.st_ino, state.st_size, state.st_mtime_ns)
@@ -273,6 +273,7 @@ def check_rows(workspace: Workspace, unbroken: Workspace) -> None:
     for folder, other in (
         (workspace.shards, unbroken.shards),
         (made.annotations, expected.annotations),
+        (made.embeddings, expected.embeddings),
         (made.corpus, expected.corpus),
     ):
         parts, others = rows_of(folder), rows_of(other)

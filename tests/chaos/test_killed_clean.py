@@ -68,7 +68,7 @@ def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
     made = workspace.round(1)
     return {
         str(path.relative_to(workspace.root)): (state.st_ino, state.st_size, state.st_mtime_ns)
-        for folder in (workspace.shards, made.annotations, made.corpus)
+        for folder in (workspace.shards, made.annotations, made.embeddings, made.corpus)
         for path in folder.glob("[!.]*")
         if (state := path.stat())
     }
@@ -114,7 +114,7 @@ def test_a_clean_that_is_killed_at_every_moment_loses_and_doubles_no_row(
     assert {name: parts_of(broken)[name] for name in standing} == standing
     assert sorted(parts_of(broken)) == sorted(parts_of(unbroken))
     uids = pq.read_table(yaml.safe_load(config.read_text())["web"]["path"])["uid"].to_pylist()
-    assert len(parts_of(broken)) == 3 * -(-len(uids) // ROWS_PER_SHARD)
+    assert len(parts_of(broken)) == 4 * -(-len(uids) // ROWS_PER_SHARD) + 1  # the corpus's card
     check_rows(broken, unbroken, uids)
     assert left_behind(broken) == []
 

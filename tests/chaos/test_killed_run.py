@@ -63,7 +63,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def parts_of(workspace: Workspace) -> dict[str, tuple[int, int, int]]:
     """What stands under a final name, with inode, size and time of writing."""
     made = workspace.round(1)
-    folders = (workspace.shards, made.annotations, made.corpus, made.med, made.captioner, made.filter)
+    folders = (workspace.shards, made.annotations, made.embeddings, made.corpus, made.med, made.captioner, made.filter)
     files = [
         path
         for folder in (*folders, made.retrained, made.retrained_raw)

@@ -75,7 +75,7 @@ def cleaned(models: dict[str, Path], tiny_web: Path, tmp_path_factory: pytest.Te
     workspace = Workspace(folder / "work")
     made = workspace.round(1)
     trial, _ = run("--limit", "30")
-    folders = (workspace.shards, made.annotations, made.corpus)
+    folders = (workspace.shards, made.annotations, made.embeddings, made.corpus)
     after_trial = {path.name: state(path) for path in folders}
     numbers, log = run("--json")
     return Cleaned(workspace, trial, after_trial, json.loads(numbers), log)
@@ -86,10 +86,10 @@ def test_a_trial_takes_exactly_so_many_rows_and_the_full_run_finds_its_parts_sta
 ) -> None:
     made = cleaned.workspace.round(1)
     every = sorted(pq.read_table(tiny_web / "urls.parquet")["uid"].to_pylist())
-    assert [len(parts) for parts in cleaned.after_trial.values()] == [2, 2, 2]
+    assert [len(parts) for parts in cleaned.after_trial.values()] == [2, 2, 2, 2]
     trial = [cleaned.workspace.shards / name for name in cleaned.after_trial["shards"]]
     assert sorted(uid for path in trial for uid in pq.read_table(path)["uid"].to_pylist()) == every[:30]
-    for folder in (cleaned.workspace.shards, made.annotations, made.corpus):
+    for folder in (cleaned.workspace.shards, made.annotations, made.embeddings, made.corpus):
         now, before = state(folder), cleaned.after_trial[folder.name]
         assert {name: now[name] for name in before} == before
         assert len(now) == 2 + -(-(len(every) - 30) // 20)
@@ -101,7 +101,7 @@ def test_the_summary_of_the_trial_and_the_numbers_of_the_full_run_are_those_of_t
     made, numbers = cleaned.workspace.round(1), cleaned.numbers
     shards = pq.read_table(cleaned.workspace.shards, partitioning=None).to_pylist()
     annotations = pq.read_table(made.annotations, partitioning=None).to_pylist()
-    corpus = pq.read_table(made.corpus, partitioning=None).to_pylist()
+    corpus = pq.read_table(sorted(made.corpus.glob("*.parquet")), partitioning=None).to_pylist()
     images = sum(row["status"] == "ok" for row in shards)
     assert numbers["download"]["rows"] == len(shards)
     assert (numbers["images"], numbers["candidates"]) == (images, len(annotations))
@@ -237,6 +237,7 @@ def test_a_dry_run_plans_a_fresh_workspace_measures_and_makes_nothing(
         assert plan["models"][kind] == {"source": str(path), "digest": digest}
     settings = plan["settings"]
     assert (settings["precision"], settings["images_a_batch"], settings["candidates"]) == ("fp32", 8, 2)
+    assert plan["writes"]["embeddings"] == str(work / "rounds" / "0001" / "embeddings")
     assert plan["writes"]["corpus"] == str(work / "rounds" / "0001" / "corpus")
     estimate = plan["estimate"]
     speed = estimate["images_per_second"]

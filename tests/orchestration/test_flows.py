@@ -66,7 +66,8 @@ def test_bootstrap_makes_every_part_of_the_round(finished: BootstrapConfig) -> N
     shards = [path.name for path in workspace.shard_paths()]
     assert len(shards) == 2
     assert sorted(path.name for path in made.annotations.iterdir()) == shards
-    assert sorted(path.name for path in made.corpus.iterdir() if not path.name.startswith("human-")) == shards
+    assert sorted(path.name for path in made.embeddings.iterdir()) == shards
+    assert sorted(path.name for path in made.corpus.glob("*.parquet") if not path.name.startswith("human-")) == shards
     for folder in (made.med, made.captioner, made.filter, made.retrained, made.retrained_raw):
         assert (folder / "model.safetensors").is_file()
     assert {"retrieval", "captioning", "audit"} <= read_json(made.evaluation).keys()
@@ -138,6 +139,7 @@ def test_a_torn_shard_is_named_and_leaves_no_annotation(finished: BootstrapConfi
     with pytest.raises(CapfiltError, match=torn.stem):
         annotate(config)
     assert [path.name for path in workspace.round(1).annotations.iterdir()] == [whole.name]
+    assert [path.name for path in workspace.round(1).embeddings.iterdir()] == [whole.name]
 
 
 def test_a_checkpoint_of_another_shape_is_named_and_leaves_no_annotation(
@@ -159,6 +161,7 @@ def test_a_checkpoint_of_another_shape_is_named_and_leaves_no_annotation(
         annotate(config)
     assert isinstance(caught.value.__cause__, CheckpointError)
     assert not list(workspace.round(1).annotations.glob("*"))
+    assert not list(workspace.round(1).embeddings.glob("*"))
 
 
 def test_a_shard_is_tried_again_until_the_network_is_back(configure: Configure, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_a_second_round_takes_in_what_is_new_and_annotates_no_shard_again(web: W
     assert {part.stem for part in made.annotations.iterdir()} == before.keys() | new
     for name in before:
         assert (made.annotations / f"{name}.parquet").read_bytes() == (old.annotations / f"{name}.parquet").read_bytes()
+        assert (made.embeddings / f"{name}.parquet").read_bytes() == (old.embeddings / f"{name}.parquet").read_bytes()
     images = sum(reason is None for reason in uids_of(workspace, new).values())
     assert read_json(made.images) == {"annotate": images}
     for model in (made.med, made.captioner, made.filter, made.retrained):

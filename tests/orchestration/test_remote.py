@@ -106,7 +106,7 @@ def parts_of(workspace: Workspace) -> dict[str, bytes]:
     made = workspace.round(1)
     return {
         f"{folder.name}/{path.name}": path.read_bytes()
-        for folder in (workspace.shards, made.annotations, made.corpus)
+        for folder in (workspace.shards, made.annotations, made.embeddings, made.corpus)
         for path in folder.glob("*.parquet")
     }
 
@@ -122,7 +122,7 @@ def states_of(workspace: Workspace) -> dict[str, tuple[str, str]]:
 
 def test_the_parts_in_the_store_are_those_in_a_folder_byte_for_byte(folder: Workspace, stored: Workspace) -> None:
     local, remote = parts_of(folder), parts_of(stored)
-    assert len(local) == 3 * 2 + 1
+    assert len(local) == 4 * 2 + 1
     assert remote == local
 
 
@@ -189,5 +189,7 @@ def test_the_catalog_in_the_store_answers_whoever_brings_a_client_of_the_store(
     with duckdb.connect(tmp_path / "catalog.duckdb", read_only=True) as connection:
         connection.register_filesystem(fsspec.filesystem("s3"))
         [(rows,)] = connection.sql("SELECT count(*) FROM corpus").fetchall()
-    expected = [pq.read_metadata(fsspec.open(str(part)).open()).num_rows for part in stored.round(1).corpus.iterdir()]
+    expected = [
+        pq.read_metadata(fsspec.open(str(part)).open()).num_rows for part in stored.round(1).corpus.glob("*.parquet")
+    ]
     assert rows == sum(expected) > 0

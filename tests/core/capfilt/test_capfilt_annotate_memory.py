@@ -25,10 +25,11 @@ SCRIPT = """
     from blip_core.capfilt.filter import Filter
     from blip_core.capfilt.parts import AnnotateConfig, ShardJob
     from blip_core.med.decoding import GenerationConfig
+    from blip_core.workspace import Round
     if __name__ == "__main__":
         torch.set_num_threads(1)
         captioner, filter, workers, target, *shards = sys.argv[1:]
-        jobs = [ShardJob(pathlib.Path(shard), pathlib.Path(target, pathlib.Path(shard).name)) for shard in shards]
+        jobs = [ShardJob.of(Round(1, pathlib.Path(target)), pathlib.Path(shard)) for shard in shards]
         config = AnnotateConfig(workers=int(workers))
         models = Captioner.load(captioner), Filter.load(filter)
         results = list(annotate_shards(jobs, *models, config, GenerationConfig(max_length=2, min_length=1), 0))

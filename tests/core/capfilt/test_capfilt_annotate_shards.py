@@ -61,7 +61,7 @@ def test_a_shard_s_bytes_do_not_depend_on_the_shards_beside_it(
 
 def test_what_stands_is_passed_over_amid_the_others(shards: list[Path], tmp_path: Path, models: Models) -> None:
     jobs = jobs_of(shards, tmp_path / "parts")
-    first = annotate_shard(*jobs[1], *models, CONFIG, GENERATION, 3)
+    first = annotate_shard(*jobs[1][:2], *models, CONFIG, GENERATION, 3)
     results = list(annotate_shards(jobs, *models, CONFIG, GENERATION, 3))
     assert [result.skipped for result in results] == [False, True, False, False, False]
     assert results[1] == first._replace(skipped=True, seconds=0.0, waited=0.0)

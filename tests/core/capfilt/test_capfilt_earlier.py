@@ -11,7 +11,7 @@ from blip_core.capfilt.annotate import annotate_shard
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.earlier import find_model, take_over_parts
 from blip_core.capfilt.filter import Filter
-from blip_core.capfilt.parts import AnnotateConfig
+from blip_core.capfilt.parts import AnnotateConfig, ShardJob
 from blip_core.errors import CheckpointError
 from blip_core.med.decoding import GenerationConfig
 from blip_core.workspace import Workspace
@@ -30,13 +30,13 @@ class Annotated(NamedTuple):
 
     def annotate(self, round: int, seed: int = SEED) -> None:
         for shard in self.shards:
-            target = self.workspace.round(round).annotations / shard.name
-            annotate_shard(shard, target, *self.models, CONFIG, GENERATION, seed)
+            job = ShardJob.of(self.workspace.round(round), shard)
+            annotate_shard(shard, job.target, *self.models, CONFIG, GENERATION, seed, job.embeddings)
 
     def take_over(self, round: int, seed: int = SEED) -> int:
-        earlier = [self.workspace.round(number).annotations for number in reversed(range(1, round))]
+        earlier = [self.workspace.round(number) for number in reversed(range(1, round))]
         digests = [model.digest for model in self.models]
-        target = self.workspace.round(round).annotations
+        target = self.workspace.round(round)
         return take_over_parts(self.shards, target, earlier, *digests, CONFIG, GENERATION, seed)
 
 
@@ -51,10 +51,35 @@ def parts(annotated: Annotated, round: int) -> dict[str, bytes]:
     return {part.stem: part.read_bytes() for part in annotated.workspace.round(round).annotations.iterdir()}
 
 
+def vectors(annotated: Annotated, round: int) -> dict[str, bytes]:
+    return {part.stem: part.read_bytes() for part in annotated.workspace.round(round).embeddings.glob("*")}
+
+
 def test_parts_of_the_same_models_and_settings_are_taken_over_byte_by_byte(annotated: Annotated) -> None:
     assert annotated.take_over(2) == 2
     assert parts(annotated, 2) == parts(annotated, 1)
+    assert vectors(annotated, 2) == vectors(annotated, 1) != {}
     assert annotated.take_over(2) == 0
+
+
+def test_annotations_of_a_round_without_embeddings_are_taken_over_and_the_annotation_adds_what_is_missing(
+    annotated: Annotated,
+) -> None:
+    before = vectors(annotated, 1)
+    shutil.rmtree(annotated.workspace.round(1).embeddings)
+    assert annotated.take_over(2) == 2
+    taken = parts(annotated, 2)
+    assert vectors(annotated, 2) == {}
+    annotated.annotate(2)
+    assert vectors(annotated, 2) == before
+    assert parts(annotated, 2) == taken
+
+
+def test_torn_embeddings_are_not_taken_over(annotated: Annotated) -> None:
+    torn = annotated.workspace.round(1).embeddings / "aa.parquet"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    assert annotated.take_over(2) == 2
+    assert vectors(annotated, 2).keys() == {"bb"}
 
 
 def test_parts_of_other_settings_are_not(annotated: Annotated) -> None:

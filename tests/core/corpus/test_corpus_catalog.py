@@ -5,16 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from blip_core.corpus.catalog import build_catalog
 from blip_core.corpus.rounds import promoted_round
+from blip_core.corpus.schemas import EMBEDDING_VERSION, embedding_schema, part_writer
 from blip_core.corpus.selection import publish_shard
 from blip_core.errors import WorkspaceError
 from blip_core.files import write_json
 from blip_core.workspace import Workspace
 
-VIEWS = ("images", "annotations", "corpus", "rounds", "shards", "failures", "training_metrics", "runs")
+VIEWS = ("images", "annotations", "corpus", "embeddings", "rounds", "shards", "failures", "training_metrics", "runs")
 
 
 def plain_client(workspace: Workspace, sql: str) -> list:
@@ -27,6 +30,15 @@ def plain_client(workspace: Workspace, sql: str) -> list:
     return json.loads(done.stdout)
 
 
+def write_embeddings(workspace: Workspace) -> None:
+    """Of three images of the first shard of round 1."""
+    shard = workspace.shard_paths()[0]
+    rows = [{"uid": f"{shard.stem[:4]}-{number}", "embedding": [np.float16(1), np.float16(0)]} for number in range(3)]
+    table = pa.Table.from_pylist(rows, embedding_schema(2))
+    with part_writer(workspace.round(1).embeddings / shard.name, table.schema, EMBEDDING_VERSION, "0") as writer:
+        writer.write(table)
+
+
 def publish(workspace: Workspace, round: int, where: str) -> None:
     for annotation in sorted(workspace.round(1).annotations.glob("*.parquet")):
         shard = workspace.shard(annotation.stem)
@@ -37,6 +49,7 @@ def test_plain_client_in_the_workspace_reads_every_view(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     publish(workspace, 1, "itm_score > 0.45")
+    write_embeddings(workspace)
     write_json(
         workspace.round(1).evaluation,
         {"audit": {"web_noise": 0.5}, "retrieval": {"retrained": {"text_to_image": {"r1": 0.25}}}, "captioning": {}},
@@ -51,7 +64,7 @@ def test_plain_client_in_the_workspace_reads_every_view(
     monkeypatch.chdir(tmp_path)  # the catalog is built from anywhere
     assert build_catalog(workspace) == workspace.catalog
     counts = " UNION ALL ".join(f"SELECT count(*) FROM {view}" for view in VIEWS)
-    assert plain_client(workspace, counts) == [[12], [20], [8], [1], [2], [4], [1], [2]]
+    assert plain_client(workspace, counts) == [[12], [20], [8], [3], [1], [2], [4], [1], [2]]
     assert plain_client(workspace, "SELECT DISTINCT round FROM annotations") == [[1]]
     assert plain_client(workspace, "SELECT shard, count(image) FROM images GROUP BY 1 ORDER BY 1") == [
         ["aaaa000000000001", 5],
@@ -97,6 +110,7 @@ def test_views_of_an_empty_workspace_have_the_columns_of_a_full_one(workspace: W
     columns += ("images_per_second", "data_wait", "undecodable")
     (workspace.round(1).metrics / "med.jsonl").write_text(json.dumps(dict.fromkeys(columns)) + "\n", encoding="utf-8")
     workspace.round(1).add_seconds("annotate", 2.5)
+    write_embeddings(workspace)
     build_catalog(workspace)
     shape = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY 1, ordinal_position"
     assert plain_client(empty, shape) == plain_client(workspace, shape)

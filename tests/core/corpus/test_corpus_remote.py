@@ -6,14 +6,18 @@ from pathlib import Path
 
 import duckdb
 import fsspec
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from services.filters import save_filter
 from services.s3 import S3
 
 from blip_core.corpus.catalog import VIEW_MEANINGS, build_catalog
 from blip_core.corpus.confined import Confined
 from blip_core.corpus.export import export_corpus
 from blip_core.corpus.query import run_query
+from blip_core.corpus.schemas import EMBEDDING_VERSION, FILTER_KEY, embedding_schema, part_writer
 from blip_core.corpus.selection import publish_shard
 from blip_core.errors import QueryError, WorkspaceError
 from blip_core.evaluation.tables import RoundTables
@@ -63,6 +67,20 @@ def test_what_is_published_from_the_store_is_what_is_published_from_a_folder(wor
     for view in VIEW_MEANINGS:
         sql = f"SELECT * FROM {view} ORDER BY ALL"
         assert run_query(stored, sql) == run_query(workspace, sql)
+
+
+def test_images_of_a_workspace_in_a_store_are_searched_by_words(workspace: Workspace, bucket: str) -> None:
+    rows = [{"uid": f"aaaa-{number}", "embedding": list(np.eye(16, dtype=np.float16)[number])} for number in range(5)]
+    table = pa.Table.from_pylist(rows, embedding_schema(16))
+    part = workspace.round(1).embeddings / workspace.shard_paths()[0].name
+    digest = save_filter(workspace.round(1).filter)
+    with part_writer(part, table.schema, EMBEDDING_VERSION, "0", {FILTER_KEY: digest}) as writer:
+        writer.write(table)
+    publish(workspace)
+    stored = put(workspace, f"{bucket}/work")
+    for sql in ("FROM image_search('a red circle', 3)", "FROM near_duplicates(-1)", "SELECT embed_text('a star')"):
+        assert run_query(stored, sql) == run_query(workspace, sql)
+        assert run_query(stored, sql).num_rows > 0
 
 
 def test_a_query_sees_a_part_the_moment_another_client_has_put_it(workspace: Workspace, bucket: str) -> None:
