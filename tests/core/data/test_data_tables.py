@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip_core.data.tables import Pair, PairTable, WebTable, check_pair_table, iterate_pairs, read_web_table
+from blip_core.data.tables import Pair, PairTable, WebTable, check_pair_table, iterate_pairs
+from blip_core.data.web_rows import read_web_table
 from blip_core.errors import InputError
 
 ROWS = [
@@ -142,8 +143,8 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", "x"]}, "'id' has 'x' 2 times"),
-        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", None]}, "'id' has 1 nulls"),
+        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", "x"]}, "'id' has 'x' more than once"),
+        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", None]}, "row 1 has no uid"),
         ({"url": ["u", "v"], "caption": ["c", "d"], "id": [0.5, 1.5]}, "'id' is double"),
         ({"url": [1, 2], "caption": ["c", "d"], "id": ["x", "y"]}, "'url' is int64; it must be string"),
         ({"url": [], "caption": [], "id": []}, "has no rows"),
