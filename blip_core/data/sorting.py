@@ -29,10 +29,9 @@ class Sorter:
     A context manager: what it wrote to the cache folder is gone when the block ends.
     """
 
-    def __init__(self, column: str, run_bytes: int = RUN_BYTES) -> None:
+    def __init__(self, column: str) -> None:
         self.rows = 0
         self._column = column
-        self._run_bytes = run_bytes
         self._held: list[pa.Table] = []
         self._held_bytes = 0
         self._runs: list[Path] = []
@@ -50,7 +49,7 @@ class Sorter:
         self.rows += rows.num_rows
         self._held.append(rows)
         self._held_bytes += rows.nbytes
-        if self._held_bytes >= self._run_bytes:
+        if self._held_bytes >= RUN_BYTES:
             self._spill()
 
     def sorted(self) -> Iterator[pa.Table]:
