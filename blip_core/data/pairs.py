@@ -60,9 +60,9 @@ class PairBatch(NamedTuple):
     image_ids: Tensor
 
 
-def human_source(table: PairTable) -> PairSource:
-    """The human pairs of a table."""
-    return PairSource(stores.located(table.path), table.image, table.caption)
+def human_sources(table: PairTable) -> list[PairSource]:
+    """The human pairs of a table, a source for each of its files. Raises InputError where it has none."""
+    return [PairSource(stores.located(path), table.image, table.caption) for path in table.files()]
 
 
 def web_sources(shards: Sequence[Path]) -> list[PairSource]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from blip_core import stores
 from blip_core.data.table_columns import Columns
 from blip_core.data.table_files import format_of, opened, opened_text
 from blip_core.errors import InputError
@@ -68,7 +69,7 @@ def read_file(path: str, choose: Choose, names: Sequence[str] | None = None) -> 
 
 
 def _parquet(path: str, choose: Choose) -> Iterator[pa.Table]:
-    with opened(path, WHAT, block_bytes=BUFFER_BYTES) as file:
+    with opened(path, WHAT, block_bytes=stores.READ_AHEAD) as file:
         parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
         columns = choose(parquet.schema_arrow.names, path)
         for name in (columns.url, columns.caption):

@@ -6,14 +6,14 @@ knows. Whatever is wrong with a table is an InputError that names the table and 
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip_core.data.table_columns import AUTO, CAPTION_NAMES, URL_NAMES, require_columns
-from blip_core.data.table_files import opened
+from blip_core.data.table_files import find_files, opened
 from blip_core.errors import InputError
 from blip_core.settings import Settings, required, setting
 
@@ -56,12 +56,16 @@ class WebTable(Settings):
 class PairTable(Settings):
     """A table of human pairs: one image with one caption or several a row."""
 
-    path: str = required("the table of human pairs: Parquet; a file or an fsspec URL")
+    path: str = required("the table of human pairs: Parquet; a file, a folder or a glob, also as an fsspec URL")
     image: str = setting(
         "image", "its column of encoded images: binary, or a struct with a field 'bytes'", min_length=1
     )
     caption: str = setting("caption", "its column of captions: string, or list of strings", min_length=1)
     uid: str | None = setting(None, "its column of identifiers; without one, the sha256 of the image is the uid")
+
+    def files(self) -> list[str]:
+        """Its files, in the order of their names. Raises InputError where there are none."""
+        return find_files([self.path], PAIRS)
 
 
 class Pair(NamedTuple):
@@ -73,17 +77,30 @@ class Pair(NamedTuple):
 
 
 def check_pair_table(table: PairTable) -> int:
-    """The number of rows. Raises InputError where the table is missing, unreadable, empty, or lacks a column."""
-    with opened(table.path, PAIRS, PAIRS_AHEAD) as file:
-        return _pair_file(file, table).metadata.num_rows
+    """The number of rows. Raises InputError where a file is missing, unreadable, empty, or lacks a column."""
+    return sum(map(_rows_of, _by_file(table)))
 
 
 def iterate_pairs(table: PairTable) -> Iterator[Pair]:
-    """Human pairs in file order, read a few rows at a time.
+    """Human pairs in the order of the files and of their rows, read a few rows at a time.
 
     Raises:
         InputError: as check_pair_table, and where a row has no image bytes or no caption.
     """
+    for file in _by_file(table):
+        yield from _pairs_of(file)
+
+
+def _by_file(table: PairTable) -> list[PairTable]:
+    return [replace(table, path=path) for path in table.files()]
+
+
+def _rows_of(table: PairTable) -> int:
+    with opened(table.path, PAIRS, PAIRS_AHEAD) as file:
+        return _pair_file(file, table).metadata.num_rows
+
+
+def _pairs_of(table: PairTable) -> Iterator[Pair]:
     columns = [table.image, table.caption] + ([table.uid] if table.uid else [])
     with opened(table.path, PAIRS, PAIRS_AHEAD) as file:
         row = 0
