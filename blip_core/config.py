@@ -189,9 +189,16 @@ def _resolve(section: Any, keys: list[str], folder: Path, or_name: bool = False)
     """`or_name`: a value may be a name on a hub as well; it is a path where there is such a file or folder."""
     if not isinstance(section, dict):
         return
-    for key in keys:
-        value = section.get(key)
-        if isinstance(value, str) and "://" not in value:
-            path = folder / Path(value).expanduser()
-            if not or_name or path.exists():
-                section[key] = str(path)
+    for key in section.keys() & set(keys):
+        value = section[key]
+        if isinstance(value, list):
+            section[key] = [_resolved(one, folder, or_name) for one in value]
+        else:
+            section[key] = _resolved(value, folder, or_name)
+
+
+def _resolved(value: Any, folder: Path, or_name: bool) -> Any:
+    if not isinstance(value, str) or "://" in value:
+        return value
+    path = folder / Path(value).expanduser()
+    return str(path) if path.exists() or not or_name else value

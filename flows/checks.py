@@ -5,7 +5,8 @@ from pathlib import Path
 
 from blip_core.config import BootstrapConfig
 from blip_core.corpus.selection import check_predicate
-from blip_core.data.tables import check_pair_table, read_web_table
+from blip_core.data.tables import check_pair_table
+from blip_core.data.web_rows import check_web_table
 from blip_core.errors import ConfigError
 from blip_core.med.architecture import Face
 from blip_core.med.description import read_checkpoint_config
@@ -31,7 +32,7 @@ def check_inputs(flow: str, config: BootstrapConfig, make_workspace: bool = True
 
 
 def _web(config: BootstrapConfig) -> None:
-    read_web_table(config.web)
+    check_web_table(config.web)
 
 
 def _human(config: BootstrapConfig) -> None:

@@ -16,7 +16,7 @@ _SCENES = ScenesConfig()
 @flow(name="demo")
 def demo(config: BootstrapConfig, scenes: ScenesConfig = _SCENES) -> None:
     """Makes a synthetic web in the folder of the URL table, serves it on loopback, and runs the cycle on it."""
-    paths = make_scenes(str(Path(config.web.path).parent), scenes)
+    paths = make_scenes(str(Path(config.web.paths[0]).parent), scenes)
     with serve_scenes(paths.folder) as address:
-        write_url_table(paths, address, config.web.path)
+        write_url_table(paths, address, config.web.paths[0])
         bootstrap(config)

@@ -10,9 +10,10 @@ from rich.table import Table
 from blip_core.capfilt.parts import batch_size_on
 from blip_core.capfilt.probe import SECONDS, Probe, probe
 from blip_core.config import BootstrapConfig
+from blip_core.data.cutting import DownloadPlan
 from blip_core.data.decoding import default_workers
-from blip_core.data.download import DownloadPlan, preview_plan
-from blip_core.data.tables import read_web_table
+from blip_core.data.download import preview_plan
+from blip_core.data.web_rows import open_web_table
 from blip_core.workspace import Workspace
 from flows.checks import check_inputs
 from tasks.annotate import AnnotationPlan, preview_annotation
@@ -37,7 +38,8 @@ def plan_clean(config: BootstrapConfig, price_per_hour: float | None) -> dict[st
     every = config.web.limit is None
     names = [path.stem for path in workspace.shard_paths()] if every else download.done
     annotation = preview_annotation(config, workspace, names)
-    table = read_web_table(replace(config.web, limit=None))
+    with open_web_table(replace(config.web, limit=None)) as table:
+        rows, texts = table.rows, next(table.batches())["caption"].slice(0, _TEXTS).to_pylist()
     captioner, filter = load_models(config)
     sources = {"captioner": captioner_source(config), "filter": filter_source(config)}
     digests = {"captioner": captioner.digest, "filter": filter.digest}
@@ -49,17 +51,17 @@ def plan_clean(config: BootstrapConfig, price_per_hour: float | None) -> dict[st
         config.seed,
         config.download.image_size,
         min(config.download.rows_per_shard, _PROBE_ROWS),
-        table["caption"].slice(0, _TEXTS).to_pylist(),
+        texts,
         SECONDS,
     )
     return {
-        "table": {"path": config.web.path, "rows": table.num_rows, "limit": config.web.limit, "taken": download.rows},
+        "table": {"path": config.web.path, "rows": rows, "limit": config.web.limit, "taken": download.rows},
         "download": _download(download),
         "annotate": _annotate(annotation, download),
         "models": {name: {"source": str(sources[name]), "digest": digests[name]} for name in sources},
         "settings": _settings(config),
         "writes": _writes(config, workspace),
-        "estimate": _estimate(measured, annotation.images + download.missing, table.num_rows, price_per_hour),
+        "estimate": _estimate(measured, annotation.images + download.missing, rows, price_per_hour),
     }
 
 
@@ -146,6 +148,8 @@ def _shown(name: str, value: Any) -> str:
         return "  ".join(f"{key} {inner}" for key, inner in value.items())
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, tuple):
+        return ", ".join(value)
     if name == "waiting_for_pictures":
         return f"{value:.1%}"
     if isinstance(value, float):

@@ -60,7 +60,7 @@ def _evaluate_models(config: BootstrapConfig, current: Round) -> dict[str, dict[
 
 
 def _mark(config: BootstrapConfig, current: Round) -> str:
-    tables = [located(path) for path in (config.held_out.path if config.held_out else None, config.truth) if path]
+    tables = [located(path) for path in [*(config.held_out.files() if config.held_out else []), config.truth] if path]
     return fingerprint(
         "evaluation/1",
         [read_checkpoint_config(folder)["digest"] for folder in trained_models(current)],

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from blip_core.config import BootstrapConfig
 from blip_core.data.denied import read_denied, refuse_denied
-from blip_core.data.pairs import corpus_sources, human_source, web_sources
+from blip_core.data.pairs import corpus_sources, human_sources, web_sources
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.pretrain import pretrain
 from blip_core.training.recipe import TrainConfig
@@ -58,7 +58,7 @@ def _from_scratch(model: str, config: BootstrapConfig, train: TrainConfig, progr
     )
     return pretrain(
         targets[model],
-        [*web, human_source(human_pairs(config))],
+        [*web, *human_sources(human_pairs(config))],
         config.med,
         train,
         config.tokenizer,
@@ -71,7 +71,7 @@ def _from_scratch(model: str, config: BootstrapConfig, train: TrainConfig, progr
 
 def _captioner(config: BootstrapConfig, progress: Progress | None) -> TrainSummary:
     current = round_of(config)
-    sources = [human_source(human_pairs(config))]
+    sources = human_sources(human_pairs(config))
     metrics = current.metrics / "captioner.jsonl"
     return finetune_captioner(
         current.captioner,
@@ -87,7 +87,7 @@ def _captioner(config: BootstrapConfig, progress: Progress | None) -> TrainSumma
 
 def _filter(config: BootstrapConfig, progress: Progress | None) -> TrainSummary:
     current = round_of(config)
-    sources = [human_source(human_pairs(config))]
+    sources = human_sources(human_pairs(config))
     metrics = current.metrics / "filter.jsonl"
     return finetune_filter(
         current.filter, finetune_start(config), sources, config.filter, config.seed, metrics, progress, config.round

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from blip_core import stores
+from blip_core.data.cutting import DownloadPlan, cut_table
 from blip_core.data.denied import DENIED_IMAGE, Denied, read_denied, veil_rows
 from blip_core.data.fetch import (
     Fetched,
@@ -33,7 +33,7 @@ from blip_core.data.fetch import (
 )
 from blip_core.data.guard import Limits
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
-from blip_core.data.known import KnownImages, find_urls, known_images
+from blip_core.data.known import KnownImages, known_images
 from blip_core.data.shards import (
     ROW_GROUP_ROWS,
     SETTINGS_KEY,
@@ -42,7 +42,7 @@ from blip_core.data.shards import (
     read_shard,
     write_shard,
 )
-from blip_core.data.tables import WebTable, read_web_table
+from blip_core.data.tables import WebTable
 from blip_core.errors import DownloadError
 from blip_core.files import atomic_file, fingerprint
 from blip_core.settings import Settings, setting
@@ -85,17 +85,6 @@ class DownloadConfig(Settings):
 
 
 @dataclass(frozen=True)
-class DownloadPlan:
-    """What a table's download consists of."""
-
-    names: list[str]  # shards that are still to be fetched, in name order
-    done: list[str]  # shards that hold rows of this table already, in name order
-    rows: int  # rows of the table
-    missing: int  # those of them that are still to be fetched
-    known_url: int = 0  # those of them that are left out, for a shard of an earlier round has their URL
-
-
-@dataclass(frozen=True)
 class ShardSummary:
     """What one shard holds, and whether it stood already. rows = ok + failed."""
 
@@ -130,12 +119,16 @@ def plan_shards(
         ShardError: a shard of the workspace is torn.
     """
     remove_left_folders(workspace.scratch / TEMPORARY)
-    plan, missing = _cut(web, config, workspace, before)
-    for name, rows in missing.items():
+    settings = settings_hash(config)
+
+    def put(name: str, rows: pa.Table) -> None:
         with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
-            pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings_hash(config)}), temporary)
+            pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings}), temporary)
+
+    plan = cut_table(web, config.rows_per_shard, settings, workspace, before, put)
+    names = set(plan.names)
     for path in workspace.plans.glob("*.parquet"):
-        if path.stem not in missing:
+        if path.stem not in names:
             path.unlink(missing_ok=True)
     return plan
 
@@ -144,43 +137,7 @@ def preview_plan(
     web: WebTable, config: DownloadConfig, workspace: Workspace, before: Sequence[str] = ()
 ) -> DownloadPlan:
     """What plan_shards would return, with nothing written. Raises as it does."""
-    return _cut(web, config, workspace, before)[0]
-
-
-def _cut(
-    web: WebTable, config: DownloadConfig, workspace: Workspace, before: Sequence[str]
-) -> tuple[DownloadPlan, dict[str, pa.Table]]:
-    """The plan, and the rows of the missing shards by name."""
-    table = veil_rows(read_web_table(web), read_denied(workspace))
-    settings = settings_hash(config)
-    uids, shards = _standing(workspace, settings)
-    of_this_table = pc.is_in(uids, value_set=table["uid"].combine_chunks())
-    done = set(pc.unique(shards.filter(of_this_table)).to_pylist())
-    missing = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
-    known = 0
-    if before:
-        seen, owners = find_urls(workspace, before, missing["url"])
-        done |= owners
-        known = pc.sum(seen).as_py() or 0
-        missing = missing.filter(pc.invert(seen))
-    cuts = [missing.slice(start, config.rows_per_shard) for start in range(0, missing.num_rows, config.rows_per_shard)]
-    named = {_shard_name(rows, settings): rows for rows in cuts}
-    return DownloadPlan(sorted(named), sorted(done), table.num_rows, missing.num_rows, known), named
-
-
-def _standing(workspace: Workspace, settings: str) -> tuple[pa.Array, pa.Array]:
-    """The uids in shards of these settings, and for each the name of its shard."""
-    uids, shards = [pa.array([], pa.string())], [pa.array([], pa.string())]
-    paths = workspace.shard_paths()
-    for path, table in zip(paths, stores.each(paths, lambda path: read_shard(path, ["uid"])), strict=True):
-        if (table.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() == settings:
-            uids.append(table["uid"].combine_chunks())
-            shards.append(pa.repeat(path.stem, table.num_rows))
-    return pa.concat_arrays(uids), pa.concat_arrays(shards)
-
-
-def _shard_name(rows: pa.Table, settings: str) -> str:
-    return fingerprint(settings, *(rows[column].to_pylist() for column in ("uid", "url", "caption")))
+    return cut_table(web, config.rows_per_shard, settings_hash(config), workspace, before, lambda name, rows: None)
 
 
 def download_shard(

@@ -53,9 +53,9 @@ class ImageText(NamedTuple):
     text: str
 
 
-def human_source(table: PairTable) -> PairSource:
-    """The human pairs of a table."""
-    return PairSource(stores.located(table.path), table.image, table.caption, human=True)
+def human_sources(table: PairTable) -> list[PairSource]:
+    """The human pairs of a table, a source for each of its files. Raises InputError where it has none."""
+    return [PairSource(stores.located(path), table.image, table.caption, human=True) for path in table.files()]
 
 
 def web_sources(shards: Sequence[Path]) -> list[PairSource]:

@@ -148,6 +148,9 @@ def test_relative_paths_begin_at_the_file_and_the_workspace_at_the_current_folde
     assert (config.checkpoints.captioner, config.checkpoints.filter) == (str(tmp_path / "models" / "c"), None)
     remote = {**SMALLEST, "web": {"path": "s3://bucket/urls.parquet"}}
     assert load_config(write(tmp_path, remote)).web.path == "s3://bucket/urls.parquet"
+    several = {**SMALLEST, "web": {"path": ["urls/*.csv", "s3://bucket/more", "/else/a.tsv"]}}
+    found = load_config(write(tmp_path, several)).web
+    assert found.path == found.paths == (f"{tmp_path}/urls/*.csv", "s3://bucket/more", "/else/a.tsv")
 
 
 def test_a_configuration_survives_the_way_through_json() -> None:

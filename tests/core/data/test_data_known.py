@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from blip_core.data.download import DownloadConfig, DownloadPlan, download_shard, plan_shards, preview_plan
-from blip_core.data.known import find_urls, known_images
+from blip_core.data.known import known_images, known_urls, trimmed
 from blip_core.data.shards import SHARD_SCHEMA, read_shard, write_shard
 from blip_core.data.tables import WebTable
 from blip_core.workspace import Workspace
@@ -184,7 +184,7 @@ def test_where_nothing_is_known_the_shards_have_the_bytes_of_a_round_without_any
 def test_urls_are_found_with_the_shards_that_have_them(before: tuple[Workspace, list[str]], site: str) -> None:
     workspace, names = before
     urls = pa.chunked_array([[f"{site}/1.jpg", None, " "], [f"{site}/7.jpg", f"{site}/gone.jpg "]], pa.string())
-    found, owners = find_urls(workspace, [*names, "not-there-any-more"], urls)
+    found, owners = known_urls(workspace, [*names, "not-there-any-more"]).find(trimmed(urls))
     assert found.to_pylist() == [True, False, False, False, True]
     assert owners == {"bb"}
 

@@ -14,7 +14,7 @@ from blip_core.data.pairs import (
     PairSource,
     corpus_sources,
     count_pairs,
-    human_source,
+    human_sources,
     iterate_texts,
     pairs_digest,
     read_pairs,
@@ -45,7 +45,7 @@ def pairs_of(sources: list[PairSource]) -> list[tuple[int, str]]:
 def human(path: Path, numbers: range, **options: Any) -> PairSource:
     rows = [{"image": png(number), "caption": f"picture {number}"} for number in numbers]
     pq.write_table(pa.Table.from_pylist(rows), path, **options)
-    return human_source(PairTable(str(path)))
+    return human_sources(PairTable(str(path)))[0]
 
 
 def shard(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -60,7 +60,7 @@ def test_each_text_of_an_image_is_a_pair_with_the_same_image_id(tmp_path: Path) 
         {"image": png(3), "caption": []},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
-    source = human_source(PairTable(str(tmp_path / "lists.parquet")))
+    source = human_sources(PairTable(str(tmp_path / "lists.parquet")))[0]
     assert pairs_of([source]) == [(1, "one"), (1, "uno"), (2, "two")]
     batch = next(PairStream([source], 3, eval_transform(4), seed=0, lanes=1).batches())
     by_text = dict(zip(batch.texts, batch.image_ids.tolist(), strict=True))
@@ -71,7 +71,7 @@ def test_each_text_of_an_image_is_a_pair_with_the_same_image_id(tmp_path: Path) 
 def test_images_may_be_structs_and_columns_have_other_names(tmp_path: Path) -> None:
     rows = [{"picture": {"bytes": png(number), "path": "x.png"}, "text": f"p{number}"} for number in (5, 6)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "structs.parquet")
-    source = human_source(PairTable(str(tmp_path / "structs.parquet"), image="picture", caption="text"))
+    source = human_sources(PairTable(str(tmp_path / "structs.parquet"), image="picture", caption="text"))[0]
     assert pairs_of([source]) == [(5, "p5"), (6, "p6")]
     rows[0]["picture"]["path"] = "moved.png"
     digest = pairs_digest([source])
@@ -135,7 +135,7 @@ def test_the_digest_changes_with_texts_and_images_and_nothing_else(tmp_path: Pat
     assert pairs_digest([human(tmp_path / "b.parquet", range(1, 5))]) != digest
     rows = [{"image": png(number), "caption": f"Picture {number}"} for number in range(4)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
-    assert pairs_digest([human_source(PairTable(str(tmp_path / "c.parquet")))]) != digest
+    assert pairs_digest(human_sources(PairTable(str(tmp_path / "c.parquet")))) != digest
 
 
 def test_shares_of_a_row_group_part_its_rows_and_their_counts(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip_core import stores
-from blip_core.data.pairs import PairSource, human_source, pairs_digest
+from blip_core.data.pairs import PairSource, human_sources, pairs_digest
 from blip_core.data.shards import SHARD_SCHEMA, check_part, iterate_shard, read_shard, write_shard
 from blip_core.data.stream import PairStream
 from blip_core.data.tables import PairTable
@@ -78,7 +78,7 @@ def test_the_batches_of_a_stream_are_those_of_local_files(
 def test_human_pairs_are_trained_on_where_they_lie(write_pairs: Callable[..., PairSource], bucket: str) -> None:
     local = write_pairs("human", range(20))
     there = put(local.path, bucket)
-    assert pairs_digest([human_source(PairTable(str(there)))]) == pairs_digest([local])
+    assert pairs_digest(human_sources(PairTable(str(there)))) == pairs_digest([local])
 
 
 def test_a_shard_is_read_as_a_local_one(shard: Path, bucket: str) -> None:

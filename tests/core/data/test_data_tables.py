@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip_core.data.tables import Pair, PairTable, WebTable, check_pair_table, iterate_pairs, read_web_table
+from blip_core.data.pairs import human_sources
+from blip_core.data.tables import Pair, PairTable, WebTable, check_pair_table, iterate_pairs
+from blip_core.data.web_rows import read_web_table
 from blip_core.errors import InputError
 
 ROWS = [
@@ -142,8 +144,8 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", "x"]}, "'id' has 'x' 2 times"),
-        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", None]}, "'id' has 1 nulls"),
+        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", "x"]}, "'id' has 'x' more than once"),
+        ({"url": ["u", "v"], "caption": ["c", "d"], "id": ["x", None]}, "row 1 has no uid"),
         ({"url": ["u", "v"], "caption": ["c", "d"], "id": [0.5, 1.5]}, "'id' is double"),
         ({"url": [1, 2], "caption": ["c", "d"], "id": ["x", "y"]}, "'url' is int64; it must be string"),
         ({"url": [], "caption": [], "id": []}, "has no rows"),
@@ -192,6 +194,19 @@ def test_a_pair_table_that_cannot_be_used_says_why(tmp_path: Path, columns: dict
     pq.write_table(pa.table(columns), path)
     with pytest.raises(InputError, match=message):
         check_pair_table(PairTable(str(path)))
+
+
+def test_human_pairs_may_lie_in_many_files(tmp_path: Path) -> None:
+    for name, images in (("b", [b"3"]), ("a", [b"1", b"2"])):
+        pq.write_table(pa.table({"image": images, "caption": ["c"] * len(images)}), tmp_path / f"{name}.parquet")
+    for path in (tmp_path, tmp_path / "*.parquet"):
+        table = PairTable(str(path))
+        assert check_pair_table(table) == 3
+        assert [pair.image for pair in iterate_pairs(table)] == [b"1", b"2", b"3"]
+        assert [source.path.name for source in human_sources(table)] == ["a.parquet", "b.parquet"]
+    pq.write_table(pa.table({"image": [b"4"], "text": ["c"]}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet: has no column 'caption'"):
+        check_pair_table(table)
 
 
 def test_a_missing_or_torn_pair_table_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from blip_core.corpus.forget import forget
 from blip_core.corpus.names import parse_names
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, write_part
 from blip_core.corpus.selection import publish_human, publish_shard
-from blip_core.data.pairs import PairSource, corpus_sources, human_source, pairs_digest, web_sources
+from blip_core.data.pairs import PairSource, corpus_sources, human_sources, pairs_digest, web_sources
 from blip_core.data.shards import SHARD_SCHEMA, read_shard, write_shard
 from blip_core.data.tables import PairTable
 from blip_core.med.architecture import MEDConfig
@@ -61,9 +61,9 @@ def make(
         (made.retrained, corpus_sources(made.corpus, workspace.shards)),
     ):
         metrics = made.metrics / f"{target.name}.jsonl"
-        pretrain(target, [*web, human_source(human)], sizes, CONFIG, words, 1, metrics, round=1)
+        pretrain(target, [*web, *human_sources(human)], sizes, CONFIG, words, 1, metrics, round=1)
     finetune = replace(CONFIG, batch_size=2)
-    finetune_filter(made.filter, made.med, [human_source(human)], finetune, 1, made.metrics / "filter.jsonl", round=1)
+    finetune_filter(made.filter, made.med, human_sources(human), finetune, 1, made.metrics / "filter.jsonl", round=1)
     return workspace, human
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_stands_by_its_fingerprint_with_a_record_or_without(
     shutil.copytree(trained[0].root, tmp_path / "copy")
     workspace = Workspace.open(tmp_path / "copy")
     made = workspace.round(1)
-    sources = [*web_sources(workspace.shard_paths()), human_source(trained[1])]
+    sources = [*web_sources(workspace.shard_paths()), *human_sources(trained[1])]
     assert read_checkpoint_config(made.med)["data"] == pairs_digest(sources)
     (made.med / "data.json").unlink()
     for number in (1, 2):
@@ -148,7 +148,7 @@ def test_forgetting_lists_those_models_and_the_next_training_sees_the_rest(
     made = workspace.round(1)
     found = forget(workspace, parse_names(["http://web.test/1"]))
     assert [model["kind"] for model in found.checkpoints] == ["med", "filter", "retrained"]
-    sources = [*corpus_sources(made.corpus, workspace.shards), human_source(trained[1])]
+    sources = [*corpus_sources(made.corpus, workspace.shards), *human_sources(trained[1])]
     metrics = made.metrics / "retrained.jsonl"
     assert not pretrain(made.retrained, sources, sizes, CONFIG, words, 1, metrics, round=1).skipped
     assert record(made.retrained)["sources"][0]["images"] == 4
