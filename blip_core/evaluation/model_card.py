@@ -164,9 +164,10 @@ def _front_matter(facts: ModelFacts, title: str) -> str:
         )
         for metric in facts.metrics
     ]
+    licence: Mapping[str, Any] = {} if "license" in facts.said else UNKNOWN_LICENSE
     data = ModelCardData(
         **facts.said,
-        **({} if "license" in facts.said else UNKNOWN_LICENSE),
+        **licence,
         library_name=facts.format,
         pipeline_tag="image-to-text" if "decoder" in facts.faces else "other",
         tags=["capfilt", "blip", *(TAGS[face] for face in facts.faces), "arxiv:2201.12086"],

@@ -188,9 +188,11 @@ def test_what_is_written_for_transformers_has_a_card_whose_program_runs(
         assert found["tokens"].shape[0] == 1
         return
     judge = Filter.load(models / "med")
-    pixels = eval_transform(16)(Image.open("picture.jpg").convert("RGB"))[None]
-    (scores,) = judge.score(pixels, [found["texts"]])
-    assert found["match"].tolist() == pytest.approx([score.itm for score in scores], abs=1e-4)
+    own = eval_transform(16)(Image.open("picture.jpg").convert("RGB"))[None]
+    # transformers shrinks pictures by another program, which rounds in other places
+    for pixels, near in ((found["inputs"]["pixel_values"][:1], 1e-4), (own, 0.01)):
+        (scores,) = judge.score(pixels, [found["texts"]])
+        assert found["match"].tolist() == pytest.approx([score.itm for score in scores], abs=near)
 
 
 @pytest.mark.parametrize(("to", "kind"), [("capfilt", None), ("transformers", "captioner"), ("transformers", "filter")])
