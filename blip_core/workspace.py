@@ -170,6 +170,16 @@ class Workspace:
         return self.root / ".plans"
 
     @property
+    def denied(self) -> Path:
+        """What `capfilt forget` has removed and keeps out."""
+        return self.root / "denied.jsonl"
+
+    @property
+    def forgotten(self) -> Path:
+        """The checkpoints that were trained on what was forgotten since."""
+        return self.root / "forgotten.json"
+
+    @property
     def catalog(self) -> Path:
         return self.root / "catalog.duckdb"
 

@@ -9,7 +9,7 @@ import typer
 
 from blip_core.errors import CapfiltError
 from blip_core.stores import client_errors
-from flows.commands import audit, corpus, cycle, models, platform
+from flows.commands import audit, corpus, cycle, forget, models, platform
 
 app = typer.Typer(
     name="capfilt",
@@ -56,5 +56,5 @@ def options(
     """Clean, queryable corpora from noisy web image-text pairs, by BLIP's bootstrapping."""
 
 
-for _commands in (cycle, corpus, audit, models, platform):
+for _commands in (cycle, corpus, audit, forget, models, platform):
     app.add_typer(_commands.app)

@@ -49,8 +49,7 @@ def local_server(workspace: Workspace, verbose: bool = False) -> Iterator[str]:
         _send_what_waits()
         return
     home = workspace.prefect_home
-    home.mkdir(parents=True, exist_ok=True)
-    with _only_one(workspace), _child_server(home) as api:
+    with only_one(workspace), _child_server(home) as api:
         _close_dead_runs(api)
         started = datetime.now(UTC)
         yield api
@@ -107,8 +106,9 @@ def check_answers(api: str) -> None:
 
 
 @contextmanager
-def _only_one(workspace: Workspace) -> Iterator[None]:
+def only_one(workspace: Workspace) -> Iterator[None]:
     """Holds the workspace's lock of this machine, which the kernel frees when this process ends, however it ends."""
+    workspace.prefect_home.mkdir(parents=True, exist_ok=True)
     with (workspace.prefect_home / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,6 +27,8 @@ def print_story(story: dict[str, Any]) -> None:
         for row in made["candidates"]:
             say(f"  {_verdict(row['kept'])} {row['source']} {row['candidate']}: {row['text']!r}")
             say(f"    {_scores(row)}; {row['why']}")
+    for digest, how in story["trained"].items():
+        say(f"trained on it: {digest} ({how})")
     for digest, model in story["models"].items():
         known = ", ".join(f"{key} {value}" for key, value in model.items() if value is not None)
         say(f"model {digest}: {known or 'lies in no round of this workspace'}")

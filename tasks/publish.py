@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from blip_core.config import BootstrapConfig
 from blip_core.corpus import catalog, selection
+from blip_core.data.denied import read_denied
 from blip_core.errors import CapfiltError
 from tasks import progress
 from tasks.each import each_of
@@ -36,6 +37,7 @@ def _publish(config: BootstrapConfig, name: str) -> selection.PublishSummary:
         config.publish.where,
         config.round,
         config.publish.best_of,
+        read_denied(workspace_of(config)),
     )
     _report(config, summary, time.monotonic() - began)
     progress.at("publish", name, 1)
@@ -46,7 +48,9 @@ def _publish(config: BootstrapConfig, name: str) -> selection.PublishSummary:
 def publish_human(config: BootstrapConfig) -> selection.PublishSummary:
     """Writes the human pairs into the corpus."""
     began = time.monotonic()
-    summary = selection.publish_human(human_pairs(config), round_of(config).corpus, config.round)
+    summary = selection.publish_human(
+        human_pairs(config), round_of(config).corpus, config.round, read_denied(workspace_of(config))
+    )
     _report(config, summary, time.monotonic() - began)
     return summary
 

@@ -7,6 +7,7 @@ accelerate or torchrun.
 from collections.abc import Callable
 
 from blip_core.config import BootstrapConfig
+from blip_core.data.denied import read_denied, refuse_denied
 from blip_core.data.pairs import corpus_sources, human_source, web_sources
 from blip_core.training.finetune import finetune_captioner, finetune_filter
 from blip_core.training.pretrain import pretrain
@@ -21,6 +22,7 @@ Training = Callable[[BootstrapConfig, Progress | None], TrainSummary]
 def train_model(model: str, config: BootstrapConfig, progress: Progress | None = None) -> TrainSummary:
     """Trains one of TRAININGS, unless it stands; the first process keeps the account of its seconds."""
     step, training = TRAININGS[model]
+    refuse_denied(human_pairs(config), read_denied(workspace_of(config)))
     summary = training(config, progress)
     if not summary.skipped and summary.main:
         add_seconds(config, step, summary.seconds)
@@ -63,6 +65,7 @@ def _from_scratch(model: str, config: BootstrapConfig, train: TrainConfig, progr
         config.seed,
         current.metrics / f"{model}.jsonl",
         progress,
+        config.round,
     )
 
 
@@ -71,7 +74,14 @@ def _captioner(config: BootstrapConfig, progress: Progress | None) -> TrainSumma
     sources = [human_source(human_pairs(config))]
     metrics = current.metrics / "captioner.jsonl"
     return finetune_captioner(
-        current.captioner, finetune_start(config), sources, config.captioner, config.seed, metrics, progress
+        current.captioner,
+        finetune_start(config),
+        sources,
+        config.captioner,
+        config.seed,
+        metrics,
+        progress,
+        config.round,
     )
 
 
@@ -80,7 +90,7 @@ def _filter(config: BootstrapConfig, progress: Progress | None) -> TrainSummary:
     sources = [human_source(human_pairs(config))]
     metrics = current.metrics / "filter.jsonl"
     return finetune_filter(
-        current.filter, finetune_start(config), sources, config.filter, config.seed, metrics, progress
+        current.filter, finetune_start(config), sources, config.filter, config.seed, metrics, progress, config.round
     )
 
 

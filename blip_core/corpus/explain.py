@@ -12,12 +12,12 @@ from blip_core.corpus.query import reading
 from blip_core.corpus.schemas import CORPUS_VERSION
 from blip_core.corpus.selection import BEST_OF_KEY, WHERE_KEY, check_predicate
 from blip_core.corpus.sql import one_line
+from blip_core.corpus.trained import MODELS, Traces, trained_on
 from blip_core.data.shards import check_part
 from blip_core.errors import CheckpointError, InputError, QueryError, ShardError
 from blip_core.med.description import read_checkpoint_config
 from blip_core.workspace import Round, Workspace
 
-MODELS = ("med", "captioner", "filter", "retrained", "retrained_raw")
 # What config.json tells of how a model came to be.
 ORIGIN = ("seed", "steps", "data", "start", "fingerprint", "format")
 
@@ -37,8 +37,9 @@ def explain(workspace: Workspace, uid: str) -> dict[str, Any]:
     Returns {"uid", "images": [a row of `images`, without the bytes, for each shard that has it], "human": [{"text",
     "image_sha256"}], "rounds": [{"round", "promoted", "where", "best_of", "candidates": [a row of `annotations` with
     "kept" (None before the round was published) and "why"]}], "models": {digest: {"kind", "folder", "round", and what
-    its config.json tells of ORIGIN}}}; a model that lies in no round of the workspace has none of those.
-    Raises InputError where nothing has that uid, and QueryError where the files cannot be read.
+    its config.json tells of ORIGIN}}, "trained": {digest: how that model was trained on the image}}; a model that lies
+    in no round of the workspace has none of those. Raises InputError where nothing has that uid, and QueryError where
+    the files cannot be read.
     """
     try:
         with reading(workspace) as connection:
@@ -56,14 +57,28 @@ def explain(workspace: Workspace, uid: str) -> dict[str, Any]:
     except duckdb.Error as error:
         raise QueryError(f"explain: {one_line(error)}") from error
     rounds = [{"promoted": bool(shown.get(made["round"])), **made} for made in rounds]
-    digests = {row[kind] for row in candidates for kind in ("captioner", "filter")} - {None}
+    trained = trained_on(
+        workspace, _traces(images, rounds, {number for number, promoted in shown.items() if promoted and human})
+    )
+    digests = set(trained) | {row[kind] for row in candidates for kind in ("captioner", "filter")} - {None}
     return {
         "uid": uid,
         "images": images,
         "human": human,
         "rounds": rounds,
         "models": describe_models(workspace, digests),
+        "trained": trained,
     }
+
+
+def _traces(images: list[dict[str, Any]], rounds: list[dict[str, Any]], human: set[int]) -> Traces:
+    """Where a training may have met the image. `human`: the rounds whose human pairs are known to have it."""
+    kept = {(made["round"], row["shard"]) for made in rounds for row in made["candidates"] if row["kept"]}
+    return Traces(
+        frozenset(row["shard"] for row in images if row["status"] == "ok"),
+        frozenset(kept),
+        frozenset(human),
+    )
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str, uid: str) -> list[dict[str, Any]]:

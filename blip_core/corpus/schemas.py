@@ -29,6 +29,8 @@ GENERATION_KEY = "capfilt.generation"  # as JSON; parts of earlier versions have
 IMAGES_KEY = "capfilt.images"
 ROWS_KEY = "capfilt.rows"
 UNSCORED_KEY = "capfilt.unscored"
+# Of annotations that rows were taken out of: the sha256 of the part before that.
+BEFORE_KEY = "capfilt.before"
 
 # Why a candidate of a readable image has no scores; of another image it is the reason why it cannot be read.
 EMPTY_TEXT = "empty_text"

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from blip_core import stores
+from blip_core.corpus.removal import annotation_digest, denied_rows
 from blip_core.corpus.schemas import (
     ANNOTATION_SCHEMA,
     ANNOTATION_VERSION,
@@ -30,6 +31,7 @@ from blip_core.corpus.schemas import (
     write_part,
 )
 from blip_core.corpus.sql import one_line, unstable_functions
+from blip_core.data.denied import NOTHING, Denied
 from blip_core.data.images import MALFORMED, ORIENTATION_TAG
 from blip_core.data.shards import check_part, read_shard
 from blip_core.data.tables import PairTable, iterate_pairs
@@ -91,22 +93,28 @@ def check_predicate(where: str) -> None:
 
 
 def publish_shard(
-    annotation: Path, shard: Path, target: Path, where: str, round: int, best_of: bool = False
+    annotation: Path,
+    shard: Path,
+    target: Path,
+    where: str,
+    round: int,
+    best_of: bool = False,
+    denied: Denied = NOTHING,
 ) -> PublishSummary:
     """Writes the corpus part of one shard: the rows of `annotation` for which `where` is true.
 
     A candidate without scores never passes. With `best_of` the best synthetic text of an image alone does, by
-    itm_score, of equal ones the first. Does nothing where `target` stands with the same predicate, `best_of`, round
-    and annotations. Raises ConfigError for the predicate, QueryError where it fails on a row, and
-    ShardError where a part is torn or the shard lacks an annotated image.
+    itm_score, of equal ones the first. What is `denied` is no candidate, and no part that has it stands. Does nothing
+    where `target` stands with the same predicate, `best_of`, round and annotations. Raises ConfigError for the
+    predicate, QueryError where it fails on a row, and ShardError where a part is torn or the shard lacks an annotated
+    image.
     """
     check_predicate(where)
     check_part(annotation, ANNOTATION_VERSION)
-    with annotation.open("rb") as part:
-        mark = fingerprint(CORPUS_VERSION, where, best_of, round, hashlib.file_digest(part, "sha256").hexdigest())
-    if standing_fingerprint(target) == mark:
+    mark = fingerprint(CORPUS_VERSION, where, best_of, round, annotation_digest(annotation))
+    if standing_fingerprint(target, denied) == mark:
         return read_summary(target, skipped=True)
-    candidates = _candidates(annotation, shard)
+    candidates = _candidates(annotation, shard, denied)
     keep = _keep(candidates, where, annotation)
     if best_of:
         keep = _best_synthetic(candidates, keep)
@@ -120,16 +128,16 @@ def publish_shard(
     return read_summary(target, skipped=False)
 
 
-def publish_human(human: PairTable, folder: Path, round: int) -> PublishSummary:
+def publish_human(human: PairTable, folder: Path, round: int, denied: Denied = NOTHING) -> PublishSummary:
     """Writes the human pairs as the corpus part `human-<fingerprint>.parquet`; they are not judged (BLIP, 3.3).
 
-    Rejected is a caption without a word, or whose image cannot be opened. A part of other human pairs in
-    `folder` is removed, so that a changed table never doubles them.
+    Rejected is a caption without a word, or whose image cannot be opened; a denied image is left out. A part of other
+    human pairs in `folder` is removed, so that a changed table never doubles them.
     """
-    rows, rejected, digest = _human_rows(human, round)
+    rows, rejected, digest = _human_rows(human, round, denied)
     mark = fingerprint(CORPUS_VERSION, round, digest)
     target = folder / f"human-{mark}.parquet"
-    skipped = standing_fingerprint(target) == mark
+    skipped = standing_fingerprint(target, denied) == mark
     if not skipped:
         write_part(target, rows, CORPUS_VERSION, mark, _counts(rows.num_rows, rejected))
     for other in set(folder.glob("human-*.parquet")) - {target}:
@@ -137,7 +145,7 @@ def publish_human(human: PairTable, folder: Path, round: int) -> PublishSummary:
     return read_summary(target, skipped)
 
 
-def _human_rows(human: PairTable, round: int) -> tuple[pa.Table, int, str]:
+def _human_rows(human: PairTable, round: int, denied: Denied) -> tuple[pa.Table, int, str]:
     """The human pairs as rows of the corpus, how many captions were rejected, and a digest of all of them."""
     batches: list[pa.Table] = []
     rows: list[dict[str, Any]] = []
@@ -148,6 +156,8 @@ def _human_rows(human: PairTable, round: int) -> tuple[pa.Table, int, str]:
         identity = hashlib.sha256(image).hexdigest()
         for text in captions:
             digest.update(f"{uid}\0{identity}\0{text}\n".encode())
+            if identity in denied.images:
+                continue
             if size is not None and text.strip():
                 width, height = size
                 shared = {"source": "human", "width": width, "height": height, "round": round}
@@ -176,12 +186,13 @@ def _image_size(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def standing_fingerprint(target: Path) -> str | None:
-    """The fingerprint of the corpus part under that name; None where there is none or it is torn."""
+def standing_fingerprint(target: Path, denied: Denied = NOTHING) -> str | None:
+    """The fingerprint of the corpus part under that name; None where there is none, it is torn or has denied rows."""
     if not target.exists():
         return None
     try:
-        return check_part(target, CORPUS_VERSION)[FINGERPRINT_KEY]
+        found = check_part(target, CORPUS_VERSION)[FINGERPRINT_KEY]
+        return None if denied and any(denied_rows(target, denied)) else found
     except ShardError:
         return None  # written anew
 
@@ -195,9 +206,11 @@ def read_summary(target: Path, skipped: bool) -> PublishSummary:
     return PublishSummary(target.stem, sum(by_source.values()), rejected, by_source, skipped)
 
 
-def _candidates(annotation: Path, shard: Path) -> pa.Table:
+def _candidates(annotation: Path, shard: Path, denied: Denied) -> pa.Table:
     """The annotations with width and height of their images (PREDICATE_SCHEMA), in the order of the part."""
     rows = pq.read_table(stores.readable(annotation), schema=ANNOTATION_SCHEMA)
+    if denied:
+        rows = rows.filter(pc.invert(pa.array(denied_rows(rows, denied), pa.bool_())))
     sizes = read_shard(shard, columns=["uid", "width", "height"])
     place = {uid: row for row, uid in enumerate(sizes["uid"].to_pylist())}
     try:

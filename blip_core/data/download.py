@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from blip_core import stores
+from blip_core.data.denied import DENIED_IMAGE, Denied, read_denied, veil_rows
 from blip_core.data.fetch import (
     Fetched,
     Fetcher,
@@ -150,7 +151,7 @@ def _cut(
     web: WebTable, config: DownloadConfig, workspace: Workspace, before: Sequence[str]
 ) -> tuple[DownloadPlan, dict[str, pa.Table]]:
     """The plan, and the rows of the missing shards by name."""
-    table = read_web_table(web)
+    table = veil_rows(read_web_table(web), read_denied(workspace))
     settings = settings_hash(config)
     uids, shards = _standing(workspace, settings)
     of_this_table = pc.is_in(uids, value_set=table["uid"].combine_chunks())
@@ -206,11 +207,12 @@ def download_shard(
     target, plan = workspace.shard(name), workspace.plans / f"{name}.parquet"
     skipped = target.exists()
     if not skipped:
-        rows = _read_plan(plan, name, config)
+        denied = read_denied(workspace)
+        rows = veil_rows(_read_plan(plan, name, config), denied)
         with temporary_folder(workspace.scratch / TEMPORARY, name) as folder:
             answers = _fetch(_web_urls(rows), folder, config, progress, ray_address)
             _check_answers(name, answers)
-            groups = _groups(rows, answers, config, known_images(workspace, before))
+            groups = _groups(rows, answers, config, known_images(workspace, before), denied)
             write_shard(target, groups, settings_hash(config), rows.num_rows)
     plan.unlink(missing_ok=True)
     return _summary(name, target, time.monotonic() - started, skipped)
@@ -228,13 +230,16 @@ def _read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
 
 def _web_urls(rows: pa.Table) -> list[str]:
     """The distinct URLs that may be fetched, sorted."""
-    values = rows.select(["url", "duplicate"]).to_pylist()
-    return sorted({row["url"].strip() for row in values if _refusal(row["url"], row["duplicate"]) is None})
+    values = rows.drop_columns(["uid", "caption"]).to_pylist()
+    return sorted({row["url"].strip() for row in values if _refusal(row) is None})
 
 
-def _refusal(url: str | None, duplicate: bool) -> str | None:
+def _refusal(row: dict[str, Any]) -> str | None:
     """Why a row is not fetched at all, or None."""
-    if duplicate:
+    if (denied := row.get("denied")) is not None:
+        return str(denied)
+    url = row["url"]
+    if row["duplicate"]:
         return "duplicate_row"
     if not url or not url.strip():
         return "no_url"
@@ -296,7 +301,7 @@ def _check_answers(name: str, answers: dict[str, Fetched]) -> None:
 
 
 def _groups(
-    rows: pa.Table, answers: dict[str, Fetched], config: DownloadConfig, known: KnownImages
+    rows: pa.Table, answers: dict[str, Fetched], config: DownloadConfig, known: KnownImages, denied: Denied
 ) -> Iterator[pa.Table]:
     """The shard's row groups, decoded one after the other so that memory stays bounded."""
     with ThreadPoolExecutor(config.processes or os.cpu_count() or 1) as pool:
@@ -304,7 +309,8 @@ def _groups(
             group = rows.slice(start, ROW_GROUP_ROWS)
             urls = _web_urls(group)
             images = dict(zip(urls, pool.map(lambda url: _image(answers[url], config), urls), strict=True))
-            yield pa.Table.from_pylist([_row(row, images, known) for row in group.to_pylist()], schema=SHARD_SCHEMA)
+            shown = [_row(row, images, known, denied) for row in group.to_pylist()]
+            yield pa.Table.from_pylist(shown, schema=SHARD_SCHEMA)
 
 
 def _image(answer: Fetched, config: DownloadConfig) -> StoredImage | str:
@@ -317,12 +323,16 @@ def _image(answer: Fetched, config: DownloadConfig) -> StoredImage | str:
         return error.reason
 
 
-def _row(row: dict[str, Any], images: dict[str, StoredImage | str], known: KnownImages) -> dict[str, Any]:
+def _row(
+    row: dict[str, Any], images: dict[str, StoredImage | str], known: KnownImages, denied: Denied
+) -> dict[str, Any]:
     result = {"uid": row["uid"], "url": row["url"], "caption": row["caption"]}
-    image = _refusal(row["url"], row["duplicate"]) or images[row["url"].strip()]
+    image = _refusal(row) or images[row["url"].strip()]
     if isinstance(image, str):
         return result | {"status": "failed", "reason": image}
     sha256 = hashlib.sha256(image.data).hexdigest()
+    if sha256 in denied.images:  # the uid stays, or the row would be fetched again and again
+        return {"uid": row["uid"], "status": "failed", "reason": DENIED_IMAGE}
     if sha256 in known:
         return result | {"status": "failed", "reason": "duplicate_image"}
     return result | {

@@ -36,6 +36,7 @@ class PairSource:
         caption: its column of texts (string or list of strings); None where `texts` has them.
         uid: its column of identifiers, needed by `texts`.
         texts: the corpus part that has the texts by uid; images without an entry are left out.
+        human: whether it is a table of human pairs.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class PairSource:
     caption: str | None = "caption"
     uid: str | None = None
     texts: Path | None = None
+    human: bool = False
 
 
 class ImageText(NamedTuple):
@@ -62,7 +64,7 @@ class PairBatch(NamedTuple):
 
 def human_source(table: PairTable) -> PairSource:
     """The human pairs of a table."""
-    return PairSource(stores.located(table.path), table.image, table.caption)
+    return PairSource(stores.located(table.path), table.image, table.caption, human=True)
 
 
 def web_sources(shards: Sequence[Path]) -> list[PairSource]:
@@ -98,16 +100,22 @@ def pairs_digest(sources: Sequence[PairSource]) -> str:
     """Identifies what a model was trained on: every text, and the images' identity, in order."""
     digest = hashlib.sha256()
     for source in sources:
-        with _open(source.path) as parquet:
-            identity = "sha256" if "sha256" in parquet.schema_arrow.names else source.image
-            for group in range(parquet.num_row_groups):
-                rows = _read_from(parquet, source.path, [group], _text_columns(source, identity))
-                images = _values(rows[identity])
-                for row, texts in _group_texts(source, rows):
-                    image = images[row].as_py()
-                    digest.update(image if isinstance(image, bytes) else str(image).encode())
-                    digest.update("\0".join(texts).encode() + b"\n")
+        for identity in pair_identities(source):
+            digest.update(identity)
     return digest.hexdigest()[:16]
+
+
+def pair_identities(source: PairSource) -> Iterator[bytes]:
+    """For each image that has a text: its sha256 where the source has it, or else its bytes, and all its texts."""
+    with _open(source.path) as parquet:
+        identity = "sha256" if "sha256" in parquet.schema_arrow.names else source.image
+        for group in range(parquet.num_row_groups):
+            rows = _read_from(parquet, source.path, [group], _text_columns(source, identity))
+            images = _values(rows[identity])
+            for row, texts in _group_texts(source, rows):
+                image = images[row].as_py()
+                shown = image if isinstance(image, bytes) else str(image).encode()
+                yield shown + "\0".join(texts).encode() + b"\n"
 
 
 def row_groups(source: PairSource) -> list[int]:

@@ -69,6 +69,9 @@ REASONS = {
     "unreadable": "the image is malformed",
     "too_large": "the image has more pixels than max_pixels",
     "too_small": "a side of the image is shorter than min_side",
+    "denied_url": "the URL is on the workspace's deny list; the row's URL and text are not kept",
+    "denied_domain": "the URL's domain is on the deny list; the row's URL and text are not kept",
+    "denied_image": "the image is on the deny list; the row's URL and text are not kept",
     "duplicate_image": "a shard that stood when the round began has the same image",
 }
 

@@ -5,6 +5,7 @@ anew with ITM logit of 'match' + ITC cosine, and all others stand behind them. T
 here they keep the order of their cosines, which changes no recall at `rerank` or less.
 """
 
+import hashlib
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ def evaluate_checkpoint(folder: Path, held_out: PairTable, config: EvaluationCon
     """Scores of one checkpoint, JSON-like.
 
     Returns {"retrieval": {"images", "texts", "image_to_text": {"r1", "r5", "r10"}, "text_to_image": {...}},
-    "captioning": {"bleu4", "cider"}, "examples": [{"uid", "image", "text", "references"}, ...]}, recall 0..1.
-    Raises CheckpointError for the folder and InputError for the table, or where it holds fewer than two images.
+    "captioning": {"bleu4", "cider"}, "examples": [{"uid", "image_sha256", "image", "text", "references"}, ...]}, recall
+    0..1. Raises CheckpointError for the folder and InputError for the table, or where it holds fewer than two images.
     """
     loaded = load_med(folder, "cuda" if torch.cuda.is_available() else "cpu")
     pairs = list(islice(iterate_pairs(held_out), config.max_images))
@@ -45,7 +46,13 @@ def evaluate_checkpoint(folder: Path, held_out: PairTable, config: EvaluationCon
         captions = _captions(loaded, features, config)
     references = [pair.captions for pair in pairs]
     examples = [
-        {"uid": pair.uid, "image": thumbnail(pair.image), "text": text, "references": pair.captions}
+        {
+            "uid": pair.uid,
+            "image_sha256": hashlib.sha256(pair.image).hexdigest(),
+            "image": thumbnail(pair.image),
+            "text": text,
+            "references": pair.captions,
+        }
         for pair, text in islice(zip(pairs, captions, strict=True), config.examples)
     ]
     return {"retrieval": retrieval, "captioning": caption_scores(captions, references), "examples": examples}

@@ -17,7 +17,7 @@ from blip_core.copies import local_copy
 from blip_core.errors import CheckpointError, ConfigError
 from blip_core.files import atomic_folder, write_json
 from blip_core.med.architecture import FACES, Architecture, Face, MEDConfig, architecture_from
-from blip_core.med.description import CONFIG, FORMAT, WEIGHTS, check_face, config_values, own_config
+from blip_core.med.description import CONFIG, DATA, FORMAT, WEIGHTS, check_face, config_values, own_config
 from blip_core.med.foreign import Stored, read_release, read_transformers
 from blip_core.med.image_encoder import resize_positions
 from blip_core.med.med import MED, build_med
@@ -40,17 +40,27 @@ class LoadedMED(NamedTuple):
     config: dict[str, Any]
 
 
-def save_med(folder: Path, med: MED, architecture: Architecture, tokenizer: Tokenizer, origin: dict[str, Any]) -> str:
+def save_med(
+    folder: Path,
+    med: MED,
+    architecture: Architecture,
+    tokenizer: Tokenizer,
+    origin: dict[str, Any],
+    seen: dict[str, Any] | None = None,
+) -> str:
     """Writes a checkpoint in one atomic step and returns its digest.
 
     Args:
         folder: its final name; a checkpoint that stands there is replaced.
         origin: what made it (JSON-like): settings, data, seed, fingerprint. Kept in config.json.
+        seen: the record of the data that it was trained on (JSON-like), for data.json.
     """
     with atomic_folder(folder, marker=CONFIG) as temporary:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in med.state_dict().items()}
         save_file(weights, temporary / WEIGHTS)
         tokenizer.save(temporary)
+        if seen is not None:
+            write_json(temporary / DATA, seen)
         made = digest([temporary / WEIGHTS])
         write_json(temporary / CONFIG, {**_description(architecture, med.faces, len(tokenizer), made), **origin})
     return made

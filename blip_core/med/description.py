@@ -10,7 +10,7 @@ from blip_core.files import read_json
 from blip_core.med.architecture import FACES, WITHOUT, Face
 from blip_core.med.sources import EXPECTED, locate
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, DATA = "model.safetensors", "config.json", "data.json"
 FORMAT = "capfilt"
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from blip_core.data.pairs import PairSource, pairs_digest
+from blip_core.data.pairs import PairSource
+from blip_core.data.seen import see
 from blip_core.files import fingerprint
 from blip_core.med.architecture import Face, architecture_from
 from blip_core.med.checkpoint import LoadedMED, load_med
@@ -33,6 +34,7 @@ def finetune_captioner(
     seed: int,
     metrics: Path,
     progress: Progress | None = None,
+    round: int | None = None,
 ) -> TrainSummary:
     """Fine-tunes the MED at `start` into a Captioner at `target`, unless it stands there already."""
 
@@ -40,7 +42,7 @@ def finetune_captioner(
         _freeze(loaded.med, IDLE_IN_CAPTIONING)
         return Captioning(loaded.med, loaded.tokenizer, train)
 
-    return _finetune("captioner", "decoder", captioning, target, start, sources, train, seed, metrics, progress)
+    return _finetune("captioner", "decoder", captioning, target, start, sources, train, seed, metrics, progress, round)
 
 
 def finetune_filter(
@@ -51,6 +53,7 @@ def finetune_filter(
     seed: int,
     metrics: Path,
     progress: Progress | None = None,
+    round: int | None = None,
 ) -> TrainSummary:
     """Fine-tunes the MED at `start` into a Filter at `target`, unless it stands there already."""
 
@@ -59,7 +62,7 @@ def finetune_filter(
         torch.manual_seed(seed)
         return ContrastiveMatching(loaded.med, loaded.architecture, loaded.tokenizer, train)
 
-    return _finetune("filter", "encoder", matching, target, start, sources, train, seed, metrics, progress)
+    return _finetune("filter", "encoder", matching, target, start, sources, train, seed, metrics, progress, round)
 
 
 def _finetune(
@@ -73,9 +76,10 @@ def _finetune(
     seed: int,
     metrics: Path,
     progress: Progress | None,
+    round: int | None,
 ) -> TrainSummary:
     started = read_checkpoint_config(start)
-    data = pairs_digest(sources)
+    data, seen = see(sources, round)
     origin = {
         "fingerprint": fingerprint(kind, data, started["digest"], identity(train), seed),
         "start": started["digest"],
@@ -89,7 +93,7 @@ def _finetune(
     def build() -> Objective:
         return wrap(load_med(start, image_size=train.image_size, face=face))
 
-    return run_training(target, build, architecture, sources, train, seed, origin, metrics, progress)
+    return run_training(target, build, architecture, sources, train, seed, origin, seen, metrics, progress)
 
 
 def _freeze(med: MED, idle: tuple[str, ...]) -> None:

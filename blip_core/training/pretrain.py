@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from blip_core.data.pairs import PairSource, iterate_texts, pairs_digest
+from blip_core.data.pairs import PairSource, iterate_texts
+from blip_core.data.seen import see
 from blip_core.files import fingerprint
 from blip_core.med.architecture import MEDConfig
 from blip_core.med.initialise import initialise
@@ -28,6 +29,7 @@ def pretrain(
     seed: int,
     metrics: Path,
     progress: Progress | None = None,
+    round: int | None = None,
 ) -> TrainSummary:
     """Trains a MED and writes its checkpoint to `target`, unless it stands there already.
 
@@ -36,9 +38,10 @@ def pretrain(
         sources: the pairs to train on.
         seed: decides weights, order, augmentation and negatives.
         metrics: the JSON-lines file of the training's curve.
+        round: of the workspace, for the record of what was seen.
     """
     architecture = (replace(med, image_size=train.image_size) if train.image_size else med).architecture()
-    data = pairs_digest(sources)
+    data, seen = see(sources, round)
     start = (med.image_weights, med.text_weights)
     settings = (asdict(architecture), start, identity(train), asdict(tokenizer), seed)
     origin = {
@@ -60,4 +63,4 @@ def pretrain(
         initialise(model, med)
         return Pretraining(model, architecture, words, train)
 
-    return run_training(target, build, architecture, sources, train, seed, origin, metrics, progress)
+    return run_training(target, build, architecture, sources, train, seed, origin, seen, metrics, progress)

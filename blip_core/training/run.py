@@ -38,11 +38,13 @@ def run_training(
     config: TrainConfig,
     seed: int,
     origin: dict[str, Any],
+    seen: dict[str, Any],
     metrics: Path,
     progress: Progress | None,
 ) -> TrainSummary:
     """Trains what `build` makes and writes the checkpoint, unless one with the same fingerprint stands.
 
+    `origin` goes into its config.json, and `seen`, the record of its data, into data.json beside that.
     All processes of a launch call this alike. A run under way keeps its state beside the target in
     `.<name>.training`, which goes when the checkpoint stands.
     """
@@ -64,7 +66,7 @@ def run_training(
     med = _whole(objective, architecture)
     if processes.is_first():
         origin = {"steps": config.steps, "undecodable": undecodable, **origin}
-        save_med(target, med, architecture, objective.tokenizer, origin)
+        save_med(target, med, architecture, objective.tokenizer, origin, seen)
         state.remove()
     processes.wait()
     digest = read_checkpoint_config(target)["digest"]

@@ -23,7 +23,7 @@ Configure = Callable[..., Path]
 COMMANDS = (
     "demo", "bootstrap", "clean", "download", "pretrain", "finetune", "annotate", "publish", "retrain", "evaluation",
     "train", "caption", "score", "convert", "query", "sweep", "explain", "report", "export", "audit", "re-bootstrap",
-    "rounds", "promote", "rollback", "setup-prefect",
+    "forget", "rounds", "promote", "rollback", "setup-prefect",
 )  # fmt: skip
 
 
