@@ -19,11 +19,11 @@ from blip_core.capfilt.by_digest import folder_of
 from blip_core.evaluation.model_metrics import Metric, metrics_of
 from blip_core.files import atomic_file, fingerprint, read_json
 from blip_core.med.architecture import FACES, Face
-from blip_core.med.description import CONFIG, read_checkpoint_config
+from blip_core.med.description import CONFIG, DATA, read_checkpoint_config
 from blip_core.med.sources import HUB_NAME, locate
 from blip_core.workspace import Round, Workspace
 
-CARD, DATA = "README.md", "data.json"
+CARD = "README.md"
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 Format = Literal["capfilt", "transformers"]
 # The folders of a round, as a Round names them, and what is said of them.
