@@ -64,7 +64,7 @@ def test_rounds_tells_the_noise_by_hand_with_its_interval(capfilt: Capfilt, work
     status, out, _ = capfilt("rounds", "--workspace", str(workspace.root))
     assert status == 0
     by_hand = "round 1, marked by hand: 3.5% of the corpus's texts are wrong (95% interval 1.6 to 6.6%)"
-    assert out.splitlines()[-1] == by_hand
+    assert by_hand in out.splitlines()
     assert next(line for line in out.splitlines() if "promoted" in line).split("│")[5].strip() == "0.035"
     _, out, _ = capfilt("rounds", "--workspace", str(workspace.root), "--json")
     assert [row["audited_noise_high"] for row in json.loads(out)] == [0.0661, None]
