@@ -1,9 +1,16 @@
-"""`capfilt convert`: a checkpoint of this project, of transformers or of the original release as another of them."""
+"""`capfilt convert`: a checkpoint of this project, of transformers or of the original release as another of them.
 
+A folder goes out with a model card; the release's format is one file, which has no place for one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from blip_core.errors import ConfigError
+from blip_core.evaluation.model_card import facts_of, write_model_card
+from blip_core.med.architecture import Face
 from blip_core.med.checkpoint import LoadedMED, load_med, save_med
 from blip_core.med.convert import CLASSES, FACES, Kind, write_release, write_transformers
 from blip_core.med.sources import is_hub_name
@@ -15,7 +22,7 @@ Format = Literal["capfilt", "transformers", "release"]
 def convert_checkpoint(
     source: str, target: Path, to: Format, kind: Kind | None, tokenizer: str | None, image_size: int | None
 ) -> str:
-    """Reads `source` and writes `target`, where nothing may stand; returns one line that says what was done.
+    """Reads `source` and writes `target`, where nothing may stand, with its card; returns a line that says so.
 
     Raises ConfigError for a target that is there, and where it is not clear which face is to be written;
     CheckpointError as `load_med` does, and for what the format cannot hold.
@@ -28,13 +35,22 @@ def convert_checkpoint(
     if to == "capfilt":
         origin = {"source": source if is_hub_name(source) else str(located(source)), "start": loaded.digest}
         save_med(target, loaded.med, loaded.architecture, loaded.tokenizer, origin)
+        _write_card(target, source, to, loaded, loaded.med.faces)
         return _line(loaded, source, f"a checkpoint of this project ({_faces(loaded)})", target)
     kind = kind or _only_kind(loaded, source)
     if to == "transformers":
         write_transformers(target, loaded, kind)
+        _write_card(target, source, to, loaded, [FACES[kind]])
         return _line(loaded, source, f"transformers' {CLASSES[kind]}", target)
     write_release(target, loaded, kind)
     return _line(loaded, source, f"a {kind} of the original release", target)
+
+
+def _write_card(
+    target: Path, source: str, to: Literal["capfilt", "transformers"], loaded: LoadedMED, faces: Sequence[Face]
+) -> None:
+    config = {**loaded.config, "med": asdict(loaded.architecture)}
+    write_model_card(target, facts_of(source, to, config, faces, converted=True))
 
 
 def _only_kind(loaded: LoadedMED, source: str) -> Kind:

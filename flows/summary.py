@@ -117,13 +117,14 @@ def _numbers(report: dict[str, Any]) -> Table:
 def print_rounds_table(rounds: list[dict[str, Any]]) -> None:
     """Prints a row for each round on stdout, and below them the reasons for what became of them.
 
-    Noise is by the truth, or where that is not known by the Filter.
+    Noise is by the truth, or where that is not known by hand, or else by the Filter.
     """
     table = Table()
     for column in ("round", "state", "images", "texts", "noise", "T2I R@1", "BLEU-4", "CIDEr"):
         table.add_column(column, justify="left" if column == "state" else "right")
     for row in rounds:
-        noise = row["corpus_noise"] if row["corpus_noise"] is not None else row["estimated_noise"]
+        said = (row[name] for name in ("corpus_noise", "audited_noise", "estimated_noise"))
+        noise = next((value for value in said if value is not None), None)
         scores = [_fraction(value) for value in (noise, row["text_to_image_r1"], row["bleu4"], row["cider"])]
         table.add_row(str(row["round"]), row["state"], *(f"{row[name]:,}" for name in ("images", "kept")), *scores)
     console = Console(highlight=False)
@@ -131,6 +132,10 @@ def print_rounds_table(rounds: list[dict[str, Any]]) -> None:
     for row in rounds:
         if row["why"]:
             console.print(f"round {row['round']}, {row['state']}: {row['why']}", markup=False, soft_wrap=True)
+        if row["audited_noise"] is not None:
+            value, low, high = (100 * row[f"audited_noise{end}"] for end in ("", "_low", "_high"))
+            by_hand = f"{value:.1f}% of the corpus's texts are wrong (95% interval {low:.1f} to {high:.1f}%)"
+            console.print(f"round {row['round']}, marked by hand: {by_hand}", markup=False, soft_wrap=True)
 
 
 def print_sweep(rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from blip_core.config import BootstrapConfig
 from blip_core.evaluation import report
 from blip_core.evaluation.card import write_card
 from blip_core.evaluation.charts import score_histogram
+from blip_core.evaluation.model_card import write_round_cards
 from blip_core.evaluation.pictures import sheet
 from blip_core.evaluation.tables import GRIDS, RoundTables
 from blip_core.stores import each
@@ -23,9 +24,9 @@ _PICTURES = 8
 
 @task(name="write-report", task_run_name="write-report", cache_policy=NO_CACHE)
 def write_report(config: BootstrapConfig) -> Path:
-    """Writes report.html and the corpus's card, unless the report is newer than everything that it shows."""
+    """Writes report.html and the cards of corpus and models, unless the report is newer than all that it shows."""
     current = round_of(config)
-    shown = [current.evaluation, *current.corpus.glob("*.parquet"), *current.metrics.glob("*.jsonl")]
+    shown = [current.evaluation, current.audit, *current.corpus.glob("*.parquet"), *current.metrics.glob("*.jsonl")]
     if current.report.exists():
         written = current.report.stat().st_mtime
         if all(each(shown, lambda path: not path.exists() or path.stat().st_mtime <= written)):
@@ -33,6 +34,7 @@ def write_report(config: BootstrapConfig) -> Path:
     began = time.monotonic()
     path = report.write_report(workspace_of(config), config.round, config.evaluation.examples)
     write_card(workspace_of(config), config.round)
+    write_round_cards(workspace_of(config), config.round)
     add_seconds(config, "report", time.monotonic() - began)
     return path
 

@@ -34,16 +34,20 @@ def find_by_digest(workspace: Workspace, kind: Kind, digest: str, given: str | N
             )
         _check_weights(given, digest)
         return given
-    for number in reversed(workspace.round_numbers()):
-        for name in FOLDERS:
-            folder: Path = getattr(workspace.round(number), name)
-            if _config(folder).get("digest") == digest:
-                _check_weights(folder, digest)
-                return folder
+    if (folder := folder_of(workspace, digest)) is not None:
+        _check_weights(folder, digest)
+        return folder
     raise CheckpointError(
         f"no round of {workspace.root} has the {kind} {digest}, with which the texts were made and judged; name its "
         f"checkpoint by --{kind} SRC"
     )
+
+
+def folder_of(workspace: Workspace, digest: str) -> Path | None:
+    """The folder of the newest round whose checkpoint says that it has this digest; None where none does."""
+    rounds = map(workspace.round, reversed(workspace.round_numbers()))
+    folders = (getattr(made, name) for made in rounds for name in FOLDERS)
+    return next((folder for folder in folders if _config(folder).get("digest") == digest), None)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from blip_core import stores
+from blip_core.corpus.audited import AUDITED, audited_columns
 from blip_core.corpus.macros import create_macros
 from blip_core.corpus.rounds import ROUND_NUMBERS, look_up, promoted_round, round_states
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, COLUMN_MEANINGS, CORPUS_SCHEMA
@@ -149,13 +150,14 @@ def _embeddings(workspace: Workspace, folder: str) -> str:
 
 def _rounds(workspace: Workspace) -> str:
     types = {"round": "INTEGER", "promoted": "BOOLEAN", "state": "VARCHAR", "why": "VARCHAR"}
-    types |= dict.fromkeys(ROUND_NUMBERS, "DOUBLE")
+    types |= dict.fromkeys([*ROUND_NUMBERS, *AUDITED], "DOUBLE")
     rows = []
     for number, (state, why) in round_states(workspace).items():
         evaluation = workspace.round(number).evaluation
         numbers = read_json(evaluation) if evaluation.exists() else {}
         values = [number, state == "promoted", quoted(state), quoted(why)]
         values += [look_up(numbers, path) for path in ROUND_NUMBERS.values()]
+        values += audited_columns(workspace.round(number)).values()
         literals = ("NULL" if value is None else str(value) for value in values)
         rows.append(f"({', '.join(literals)})")
     return _values(types, rows)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from blip_core.corpus.audited import audited_columns
 from blip_core.corpus.schemas import ANNOTATION_VERSION, CORPUS_VERSION, IMAGES_KEY
 from blip_core.corpus.selection import KEPT_KEY
 from blip_core.data.shards import check_part
@@ -161,7 +162,7 @@ def list_rounds(workspace: Workspace) -> list[dict[str, Any]]:
     """A row for each round, JSON-like; what is not known is None.
 
     Keys: round, state, why, images (annotated), kept (web and synthetic texts of the corpus), estimated_noise (the
-    Filter's, where the round was judged), and ROUND_NUMBERS.
+    Filter's, where the round was judged), AUDITED (by hand), and ROUND_NUMBERS.
     """
     rows = []
     for number, (state, why) in round_states(workspace).items():
@@ -171,6 +172,7 @@ def list_rounds(workspace: Workspace) -> list[dict[str, Any]]:
         row |= {"images": _count(made.annotations, "*.parquet", ANNOTATION_VERSION, IMAGES_KEY)}
         row |= {"kept": _count(made.corpus, "[0-9a-f]*.parquet", CORPUS_VERSION, KEPT_KEY)}
         row |= {"estimated_noise": (read_verdict(made) or {}).get("estimated_noise")}
+        row |= audited_columns(made)
         rows.append(row | {name: look_up(evaluation, path) for name, path in ROUND_NUMBERS.items()})
     return rows
 

@@ -1,7 +1,8 @@
 """Cuts a table of web pairs into the shards that are still to be fetched, as its rows stream past.
 
-What the workspace denies is veiled before anything else looks at it. A shard is named by the hash of its rows and of the settings that its bytes depend on. What is held is one shard's rows,
-and 20 bytes for each row of the shards that stand.
+What the workspace denies is veiled before anything else looks at it. A shard is named by the hash of its rows and of
+the settings that its bytes depend on. What is held is one shard's rows, and 20 bytes for each row of the shards that
+stand.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

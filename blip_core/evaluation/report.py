@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from blip_core.corpus.audited import audited_noise
 from blip_core.errors import WorkspaceError
 from blip_core.evaluation.charts import score_histogram, training_curves
 from blip_core.evaluation.pictures import thumbnail
@@ -48,8 +49,9 @@ def build_report(workspace: Workspace, round: int) -> dict[str, Any]:
 
     Keys: round, where, models {captioner, filter: digests}, images, candidates, accepted (web and synthetic texts),
     human, by_source, scores {source: means}, unscored, download {rows, ok, failed, reasons}, web_noise, corpus_noise,
-    synthetic_noise, filter_auc, filter_auc_interval, filter_precision, filter_recall, retrieval {model: ...},
-    captioning {model: ...}, images_per_second (annotated), seconds {step: ...}.
+    synthetic_noise, audited_noise {value, low, high, level, marked}, filter_auc, filter_auc_interval,
+    filter_precision, filter_recall, retrieval {model: ...}, captioning {model: ...}, images_per_second (annotated),
+    seconds {step: ...}.
 
     Raises WorkspaceError where there is no such round.
     """
@@ -103,6 +105,7 @@ def _numbers(tables: RoundTables) -> dict[str, Any]:
     paths = tables.workspace.round(tables.number)
     evaluation = _evaluation(paths.evaluation)
     audit = evaluation.get("audit") or {}
+    by_hand = audited_noise(paths)
     download, sources = tables.download(), tables.by_source()
     seconds = read_json(paths.seconds) if paths.seconds.exists() else {}
     return {
@@ -120,6 +123,7 @@ def _numbers(tables: RoundTables) -> dict[str, Any]:
         "web_noise": audit.get("web_noise"),
         "synthetic_noise": audit.get("synthetic_noise"),
         "corpus_noise": audit.get("corpus_noise"),
+        "audited_noise": by_hand._asdict() if by_hand else None,
         "filter_auc": audit.get("filter_auc"),
         "filter_auc_interval": audit.get("filter_auc_interval"),
         "filter_precision": audit.get("filter_precision"),

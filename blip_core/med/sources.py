@@ -16,6 +16,7 @@ from blip_core.errors import CheckpointError, WorkspaceError, first_line
 from blip_core.files import read_json
 from blip_core.med.word_pieces import HUB_ERRORS, HUB_FILES
 
+CARD = "README.md"  # says under which licence it is given
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 EXPECTED = (
     "expected a checkpoint folder of this project or of transformers' BLIP, a .pth file of the original release, or a "
@@ -49,9 +50,9 @@ def locate(source: str | Path) -> Path:
 @cache
 def _fetch(name: str) -> Path:
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_SAFETENSORS]))
+        folder = Path(snapshot_download(name, allow_patterns=[CARD, *HUB_FILES, *HUB_SAFETENSORS]))
         if not find_weights(folder):
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_TORCH]))
+            folder = Path(snapshot_download(name, allow_patterns=[CARD, *HUB_FILES, *HUB_TORCH]))
     except HUB_ERRORS as error:
         raise CheckpointError(
             f"checkpoint {name}: no folder or file here, and not to be had from the hub ({first_line(error)}); "

@@ -114,8 +114,9 @@ def report(
     round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.")] = None,
     json: Json = False,
 ) -> None:
-    """The round's report: report.html and the corpus's card, or its numbers with --json."""
+    """The round's report: report.html and the cards of corpus and models, or its numbers with --json."""
     from blip_core.evaluation.card import write_card
+    from blip_core.evaluation.model_card import write_round_cards
     from blip_core.evaluation.report import build_report, write_report
     from blip_core.workspace import Workspace
 
@@ -126,6 +127,7 @@ def report(
     else:
         typer.echo(write_report(opened, number))
         write_card(opened, number)
+        write_round_cards(opened, number)
 
 
 @app.command()

@@ -1,14 +1,18 @@
 """`capfilt convert` and `capfilt score`: the same model in every format, and one line for what is wrong."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from blip_core.capfilt.filter import Filter
 from blip_core.data.transforms import eval_transform
 from blip_core.med.architecture import Architecture
 from blip_core.med.checkpoint import load_med, save_med
@@ -157,3 +161,59 @@ def test_what_cannot_be_scored_gets_one_line(
     status, out, err = capfilt("score", *(argument.format(**places) for argument in arguments))
     assert (status, out, err.count("\n")) == (expected, "", 1)
     assert named.format(**places) in err
+
+
+def snippet(folder: Path, language: str) -> str:
+    """The first block of a language in the card of a folder."""
+    text = ModelCard.load(folder / "README.md").text
+    return text.split(f"```{language}\n", 1)[1].split("```", 1)[0]
+
+
+@pytest.mark.parametrize("kind", ["captioner", "filter"])
+def test_what_is_written_for_transformers_has_a_card_whose_program_runs(
+    kind: str, capfilt: Capfilt, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / kind
+    assert capfilt("convert", str(models / "med"), str(folder), "--to", "transformers", "--kind", kind)[0] == 0
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.library_name, data.license) == ("transformers", "other")
+    picture = Image.open(models / "picture.png")
+    picture.save(folder / "picture.jpg", quality=100, subsampling=0)
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(snippet(folder, "python"), found)
+    if kind == "captioner":
+        assert isinstance(found["caption"], str)
+        assert found["tokens"].shape[0] == 1
+        return
+    judge = Filter.load(models / "med")
+    own = eval_transform(16)(Image.open("picture.jpg").convert("RGB"))[None]
+    # transformers shrinks pictures by another program, which rounds in other places
+    for pixels, near in ((found["inputs"]["pixel_values"][:1], 1e-4), (own, 0.01)):
+        (scores,) = judge.score(pixels, [found["texts"]])
+        assert found["match"].tolist() == pytest.approx([score.itm for score in scores], abs=near)
+
+
+@pytest.mark.parametrize(("to", "kind"), [("capfilt", None), ("transformers", "captioner"), ("transformers", "filter")])
+def test_the_commands_of_a_card_run_in_its_folder(
+    to: str, kind: str | None, capfilt: Capfilt, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    options = ("--kind", kind) if kind else ()
+    assert capfilt("convert", str(models / "med"), str(folder), "--to", to, *options)[0] == 0
+    assert ModelCard.load(folder / "README.md").data.library_name == to
+    Image.open(models / "picture.png").save(folder / "picture.jpg")
+    monkeypatch.chdir(folder)
+    commands = [shlex.split(line) for line in snippet(folder, "bash").splitlines()]
+    assert [words[1] for words in commands] == {"captioner": ["caption"], "filter": ["score"]}.get(
+        kind or "", ["caption", "score"]
+    )
+    for _, *words in commands:
+        assert capfilt(*words)[0] == 0
+
+
+def test_a_release_file_stands_alone(capfilt: Capfilt, models: Path, tmp_path: Path) -> None:
+    arguments = ("--to", "release", "--kind", "filter")
+    assert capfilt("convert", str(models / "med"), str(tmp_path / "f.pth"), *arguments)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 from prefect import flow, task
 from prefect.artifacts import Artifact
 from prefect.cache_policies import NO_CACHE
@@ -67,9 +68,12 @@ def test_bootstrap_makes_every_part_of_the_round(finished: BootstrapConfig) -> N
     assert len(shards) == 2
     assert sorted(path.name for path in made.annotations.iterdir()) == shards
     assert sorted(path.name for path in made.embeddings.iterdir()) == shards
-    assert sorted(path.name for path in made.corpus.glob("*.parquet") if not path.name.startswith("human-")) == shards
+    assert sorted(path.name for path in made.corpus.glob("[!h]*.parquet")) == shards
+    assert (made.corpus / "README.md").is_file()
     for folder in (made.med, made.captioner, made.filter, made.retrained, made.retrained_raw):
         assert (folder / "model.safetensors").is_file()
+        assert ModelCard.load(folder / "README.md").data.library_name == "capfilt"
+    assert "text to image, R@1" in (made.retrained / "README.md").read_text()
     assert {"retrieval", "captioning", "audit"} <= read_json(made.evaluation).keys()
     assert "data:image/" in made.report.read_text()
     assert workspace.catalog.is_file()

@@ -57,6 +57,19 @@ def test_rounds_prints_a_table_or_json(capfilt: Capfilt, workspace: Workspace) -
     assert (second["state"], second["why"], second["estimated_noise"]) == ("rejected", "CIDEr: 0.5 is below 0.95", 0.25)
 
 
+def test_rounds_tells_the_noise_by_hand_with_its_interval(capfilt: Capfilt, workspace: Workspace) -> None:
+    noise = {"value": 0.035, "low": 0.0164, "high": 0.0661}
+    counts = {"where": None, "level": 0.95, "right": 190, "wrong": 7}
+    write_json(workspace.round(1).audit, {"estimates": {"all": {"corpus_noise": noise}}, **counts})
+    status, out, _ = capfilt("rounds", "--workspace", str(workspace.root))
+    assert status == 0
+    by_hand = "round 1, marked by hand: 3.5% of the corpus's texts are wrong (95% interval 1.6 to 6.6%)"
+    assert by_hand in out.splitlines()
+    assert next(line for line in out.splitlines() if "promoted" in line).split("│")[5].strip() == "0.035"
+    _, out, _ = capfilt("rounds", "--workspace", str(workspace.root), "--json")
+    assert [row["audited_noise_high"] for row in json.loads(out)] == [0.0661, None]
+
+
 def test_promote_and_rollback_move_the_view_and_the_catalog(capfilt: Capfilt, workspace: Workspace) -> None:
     place = ("--workspace", str(workspace.root))
     assert shown(workspace) == ["of round 1"]

@@ -196,8 +196,8 @@ def test_a_name_on_the_hub_is_fetched_without_what_is_not_needed(
     assert Captioner.load("someone/blip-captioner").digest == load_med(written / "captioner").digest
     # the torch file is asked for where there is no safetensors file
     assert wanted == [
-        ["model.safetensors", "config.json", "vocab.txt"],
-        ["pytorch_model.bin", "config.json", "vocab.txt"],
+        ["README.md", "model.safetensors", "config.json", "vocab.txt"],
+        ["README.md", "pytorch_model.bin", "config.json", "vocab.txt"],
     ]
 
 
