@@ -17,8 +17,9 @@ CLEARLY = 3.0  # times as likely
 AT_ONCE = 20_000  # texts, whose likelihoods are held together
 # Those that most of the web's texts are in. Each that is allowed comes beside them: the more languages there are to
 # choose from, the more often a few words of one look like another, and the longer it takes.
-COMMON = (
-    "ar cs da de el en es fa fi fr he hi hu id it ja ko nb nl pl pt ro ru sv th tr uk vi zh".split()
+COMMON = frozenset(
+    {"ar", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hu", "id", "it", "ja", "ko", "nb"}
+    | {"nl", "pl", "pt", "ro", "ru", "sv", "th", "tr", "uk", "vi", "zh"}
 )
 
 

@@ -50,7 +50,7 @@ CAMERAS = (
 )
 FILE_NAME = (
     rf"(?i)(?:[^\n]*[^\s.]\.(?:{SUFFIXES})"  # anything that ends as a picture's file does
-    rf"|(?:{CAMERAS})[\s_\-]*[\d\s_\-.:()x]*\d[\d\s_\-.:()x]*(?:wa\d+)?"  # IMG_1234, image (3), IMG-20180101-WA0001
+    rf"|(?:{CAMERAS})(?:[\s_\-.:()x]|at\b)*\d(?:[\d\s_\-.:()x]|at\b)*(?:wa\d+)?"  # IMG_1234, IMG-20180101-WA0001
     r"|p\d{7}|[\d\s_\-.:()#/]*\d[\d\s_\-.:()#/]*"  # P1010001, 20180101_123456
     r"|[0-9a-f]{16,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"  # digests
 )
@@ -91,7 +91,7 @@ class ImageRules(Settings):
     )
     unique: bool = setting(False, "of the round's images with the same bytes, keeps the one with the best text alone")
     near_duplicates: float | None = setting(
-        None, "cosine of two images' embeddings from which on they count as the same image; null: none do", gt=0, le=1
+        None, "cosine of two images' embeddings from which on they count as the same image; null: none do", gt=0, lt=1
     )
     per_domain: int | None = setting(
         None, "images of one domain that are kept, those with the best texts; null: all", ge=1
@@ -99,6 +99,9 @@ class ImageRules(Settings):
     domain: Literal["host", "site"] = setting(
         "host", "what per_domain counts as a domain: the URL's host, or the registered name above it (example.co.uk)"
     )
+
+
+ANY_TEXT, ANY_IMAGE = TextRules(), ImageRules()
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ class PublishConfig(Settings):
     best_of: bool = setting(
         False, "of an image's synthetic texts that pass, keeps the one with the highest itm_score alone"
     )
-    text: TextRules = setting(TextRules(), "which texts may enter")
-    images: ImageRules = setting(ImageRules(), "which images may enter")
+    text: TextRules = setting(ANY_TEXT, "which texts may enter")  # noqa: RUF009  (it is frozen)
+    images: ImageRules = setting(ANY_IMAGE, "which images may enter")  # noqa: RUF009
 
 
 class Rule(NamedTuple):

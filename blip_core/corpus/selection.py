@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from blip_core import stores
-from blip_core.corpus.rules import REJECTIONS, ImageRules, PublishConfig, TextRules
+from blip_core.corpus.rules import ANY_IMAGE, ANY_TEXT, REJECTIONS, ImageRules, PublishConfig, TextRules
 from blip_core.corpus.schemas import (
     ANNOTATION_SCHEMA,
     ANNOTATION_VERSION,
@@ -49,6 +49,7 @@ UNUSABLE = "unusable"  # of a human pair: no word in it, or an image that cannot
 MOST_CAPTIONS = 128  # of one image; `candidate` is an int8
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 
+
 @dataclass(frozen=True)
 class PublishSummary:
     """What publishing one part kept. `by_source` counts the kept rows, `by_reason` the rejected ones."""
@@ -68,8 +69,8 @@ def publish_shard(
     where: str,
     round: int,
     best_of: bool = False,
-    text: TextRules = TextRules(),  # noqa: B008  (frozen)
-    images: ImageRules = ImageRules(),  # noqa: B008
+    text: TextRules = ANY_TEXT,
+    images: ImageRules = ANY_IMAGE,
     left_out: pa.Table | None = None,
 ) -> PublishSummary:
     """Writes the corpus part of one shard: the rows of `annotation` for which `where` is true and all rules hold.
