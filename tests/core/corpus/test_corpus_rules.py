@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -256,3 +257,20 @@ def test_a_pattern_of_a_rule_ends_no_string_of_sql() -> None:
     for rule in rules_of(with_text(min_words=1, max_repeated=0.1, reject_file_names=True, reject_markup=True)):
         assert rule.passes.count("'") % 2 == 0
         assert re.search(r"''", rule.passes) is None
+
+
+def test_the_documented_reasons_and_their_query_are_those_that_there_are(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "selection.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| (.*) \|$", document, re.MULTILINE) == list(REJECTIONS.items())
+    annotate(workspace, TWO_EACH)
+    publish(workspace, PublishConfig("candidate = 0", text=TextRules(min_words=2)))
+    monkeypatch.chdir(workspace.root)
+    (block,) = re.findall(r"^```python\n(.*?)^```", document, re.DOTALL | re.MULTILINE)
+    scope: dict[str, duckdb.DuckDBPyRelation] = {}
+    exec(block, scope)
+    assert scope["rejections"].fetchall() == [("where", 5)]
+    publish(workspace, PublishConfig(text=TextRules(min_words=2, reject_markup=True)))
+    exec(block, scope)
+    assert scope["rejections"].fetchall() == [("few_words", 3), ("markup", 1)]
