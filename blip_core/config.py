@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from blip_core.capfilt.parts import AnnotateConfig
-from blip_core.corpus.selection import PublishConfig
+from blip_core.corpus.rules import PublishConfig
 from blip_core.data.download import DownloadConfig
 from blip_core.data.tables import PairTable, WebTable
 from blip_core.errors import ConfigError

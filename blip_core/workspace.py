@@ -53,6 +53,11 @@ class Round:
         return self.root / "embeddings"
 
     @property
+    def left_out(self) -> Path:
+        """The images that the corpus leaves out because of others, a part for each shard; where a rule asks for it."""
+        return self.root / "left_out"
+
+    @property
     def corpus(self) -> Path:
         return self.root / "corpus"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blip_core.config import BootstrapConfig
-from blip_core.corpus.selection import check_predicate
+from blip_core.corpus.verdicts import check_publish
 from blip_core.data.tables import check_pair_table
 from blip_core.data.web_rows import check_web_table
 from blip_core.errors import ConfigError
@@ -50,7 +50,7 @@ def _held_out(config: BootstrapConfig) -> None:
 
 
 def _predicate(config: BootstrapConfig) -> None:
-    check_predicate(config.publish.where)
+    check_publish(config.publish)
 
 
 def _given_models(config: BootstrapConfig) -> None:

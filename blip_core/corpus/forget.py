@@ -5,7 +5,7 @@ one atomic step. All of it follows from the deny list alone: whoever is killed a
 or without the names, and comes to the same end.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 from blip_core import stores
 from blip_core.corpus.catalog import build_catalog
 from blip_core.corpus.pages import forget_examples, forget_history, forget_pages, sweep_left
-from blip_core.corpus.removal import ShardRows, denied_rows, remove_annotations, remove_rows
+from blip_core.corpus.reasons import rejections
+from blip_core.corpus.removal import (
+    ShardRows,
+    denied_rows,
+    likenesses,
+    remove_annotations,
+    remove_likenesses,
+    remove_rows,
+)
 from blip_core.corpus.schemas import CORPUS_VERSION
-from blip_core.corpus.selection import KEPT_KEY, REJECTED_KEY
+from blip_core.corpus.selection import counts_of, read_rules
 from blip_core.corpus.trained import Traces, checkpoints, trained_on, with_successors
 from blip_core.data.denied import NOTHING, Denied, deny, read_denied, url_key
 from blip_core.data.shards import check_part, read_shard
@@ -54,6 +62,7 @@ class Part(NamedTuple):
     round: Round
     path: Path
     gone: list[bool]
+    leaderless: Sequence[bool] = ()  # of images that lost against another: whether that one goes
 
 
 class Survey(NamedTuple):
@@ -68,13 +77,14 @@ class Survey(NamedTuple):
     embeddings: list[Part]
     corpus: list[Part]
     human: list[Part]
+    left_out: list[Part]
     plans: list[Path]
 
     @property
     def parts(self) -> list[Part]:
         """Those that have something to lose."""
-        every = (*self.annotations, *self.embeddings, *self.corpus, *self.human)
-        return [part for part in every if any(part.gone)]
+        every = (*self.annotations, *self.embeddings, *self.corpus, *self.human, *self.left_out)
+        return [part for part in every if any(part.gone) or any(part.leaderless)]
 
     @property
     def found(self) -> bool:
@@ -141,11 +151,11 @@ def look(workspace: Workspace, denied: Denied) -> Survey:
     """Finds the denied rows of all parts, and those that forgotten rows of a shard have left in other parts."""
     shards, veiled = [], {}
     for rows in stores.each(workspace.shard_paths(), lambda path: ShardRows(path, denied)):
-        veiled[rows.path.name] = rows.veiled
+        veiled[rows.path.stem] = rows.veiled
         if rows.found:
             shards.append(rows)
     every = frozenset(uid for uids in veiled.values() for uid in uids)
-    survey = Survey(shards, every, [], [], [], [], _plans(workspace, denied))
+    survey = Survey(shards, every, [], [], [], [], [], _plans(workspace, denied))
     for made in (workspace.round(number) for number in workspace.round_numbers()):
         for folder, parts in (
             (made.annotations, survey.annotations),
@@ -155,8 +165,10 @@ def look(workspace: Workspace, denied: Denied) -> Survey:
             for path in sorted(folder.glob("*.parquet")):
                 if path.name.startswith(HUMAN):
                     survey.human.append(Part(made, path, denied_rows(path, denied)))
-                elif veiled.get(path.name, {""}):  # of a shard without a denied row, no part has one
-                    parts.append(Part(made, path, denied_rows(path, denied, veiled.get(path.name, frozenset()))))
+                elif veiled.get(path.stem, {""}):  # of a shard without a denied row, no part has one
+                    parts.append(Part(made, path, denied_rows(path, denied, veiled.get(path.stem, frozenset()))))
+        for path in sorted(made.left_out.glob("*.parquet")) if every else ():
+            survey.left_out.append(Part(made, path, *likenesses(path, veiled)))
     return survey
 
 
@@ -187,7 +199,7 @@ def _remove(workspace: Workspace, survey: Survey, denied: Denied, progress: Prog
         forget_history(workspace)
     forget_examples(workspace, denied, survey.veiled)
     forget_pages(survey.rounds)
-    steps = list(_steps(survey))
+    steps = list(_steps(workspace, survey))
     for done, step in enumerate(steps):
         progress(done, len(steps))
         step()
@@ -196,18 +208,20 @@ def _remove(workspace: Workspace, survey: Survey, denied: Denied, progress: Prog
         build_catalog(workspace)
 
 
-def _steps(survey: Survey) -> Iterator[Callable[[], None]]:
+def _steps(workspace: Workspace, survey: Survey) -> Iterator[Callable[[], None]]:
     """One for each file: the corpus before the annotations, and the shards last, which know what is veiled."""
     for part in survey.human:
         yield partial(_remove_human, part)
     rows = {part.path: part.gone for part in survey.annotations}
     for part in survey.corpus:
         annotation = part.round.annotations / part.path.name
-        yield partial(_remove_corpus, part, rows.get(annotation))
+        yield partial(_remove_corpus, workspace, part, rows.get(annotation))
     for part in survey.embeddings:
         yield partial(remove_rows, part.path, part.gone)
     for part in survey.annotations:
         yield partial(remove_annotations, part.path, part.gone)
+    for part in survey.left_out:
+        yield partial(remove_likenesses, part.path, part.gone, part.leaderless)
     for shard in survey.shards:
         yield shard.remove
     for plan in survey.plans:
@@ -215,17 +229,16 @@ def _steps(survey: Survey) -> Iterator[Callable[[], None]]:
 
 
 def _remove_human(part: Part) -> None:
-    remove_rows(part.path, part.gone, {KEPT_KEY: str(part.gone.count(False))} if any(part.gone) else None)
+    remove_rows(part.path, part.gone, counts_of(part.gone.count(False)) if any(part.gone) else None)
 
 
-def _remove_corpus(part: Part, annotated: list[bool] | None) -> None:
+def _remove_corpus(workspace: Workspace, part: Part, annotated: list[bool] | None) -> None:
     """Counts anew what is kept and what is rejected of the annotations that stay (None: there are none)."""
-    kept = part.gone.count(False)
-    counts = {KEPT_KEY: str(kept)}
-    if annotated is not None:
-        counts[REJECTED_KEY] = str(max(0, annotated.count(False) - kept))
-    found = check_part(part.path, CORPUS_VERSION)
-    remove_rows(part.path, part.gone, {key: value for key, value in counts.items() if key in found})
+    rules = read_rules(check_part(part.path, CORPUS_VERSION))
+    rejected = None
+    if annotated is not None and rules is not None:
+        rejected = rejections(workspace, part.round, part.path.stem, rules, annotated)
+    remove_rows(part.path, part.gone, counts_of(part.gone.count(False), rejected))
 
 
 def _told(

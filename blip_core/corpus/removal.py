@@ -5,7 +5,7 @@ part is what the step would have written without those rows.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,16 @@ def remove_rows(path: Path, gone: list[bool], counts: Mapping[str, str] | None =
         counts: key-value metadata of the part that changes with it. Where it has images, rows or unscored rows of an
             annotation or embedding part, they are counted here.
     """
+    _rewrite(path, lambda rows: rows.filter(pa.array([not out for out in gone], pa.bool_())), counts)
+
+
+def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table], counts: Mapping[str, str] | None = None) -> None:
+    """Writes a part anew with its rows changed, unless it is so already."""
     with _open(path) as parquet:
         rows, schema, metadata = parquet.read(), parquet.schema_arrow, _own_metadata(parquet)
-    kept = rows.filter(pa.array([not out for out in gone], pa.bool_()))
+    kept = change(rows)
     changed = _counted(rows, kept, metadata) | dict(counts or {})
-    if kept.num_rows == rows.num_rows and all(metadata.get(key) == value for key, value in changed.items()):
+    if kept.equals(rows) and all(metadata.get(key) == value for key, value in changed.items()):
         return
     inner = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     inner |= {key: value for key, value in changed.items() if key in inner}
@@ -78,6 +83,31 @@ def remove_annotations(path: Path, gone: list[bool]) -> None:
     """The same for an annotation part, which keeps the digest that the corpus parts made from it know it by."""
     if any(gone):
         remove_rows(path, gone, {BEFORE_KEY: annotation_digest(path)})
+
+
+def likenesses(part: Path, veiled: Mapping[str, Set[str]]) -> tuple[list[bool], list[bool]]:
+    """For each row of a left_out part whether its image goes, and whether the one that is kept in its place does.
+
+    Args:
+        veiled: the names that denied rows have in the shards, by shard.
+    """
+    with _open(part) as parquet:
+        rows = parquet.read(["uid", "of_shard", "of_uid"]).to_pylist()
+    gone = [veil(row["uid"]) in veiled.get(part.stem, ()) for row in rows]
+    return gone, [bool(row["of_uid"]) and veil(row["of_uid"]) in veiled.get(row["of_shard"], ()) for row in rows]
+
+
+def remove_likenesses(path: Path, gone: list[bool], leaderless: Sequence[bool]) -> None:
+    """The same for a left_out part; a row whose leader goes stays, until the images are compared again, without it."""
+    rest = [None if lost else place for place, lost in enumerate(leaderless)]
+
+    def change(rows: pa.Table) -> pa.Table:
+        for name in ("of_shard", "of_uid"):
+            column = rows[name].take(pa.array(rest, pa.int64()))
+            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), column)
+        return rows.filter(pa.array([not out for out in gone], pa.bool_()))
+
+    _rewrite(path, change)
 
 
 def annotation_digest(path: Path) -> str:

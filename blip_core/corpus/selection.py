@@ -1,19 +1,17 @@
 """Publishing: a SQL predicate over annotations decides which candidates the corpus keeps (BLIP, section 3.3).
 
-The default is the paper's rule, "the Filter's argmax says match". DuckDB evaluates the predicate in a
-connection that can reach no file; pyarrow writes the part, so that the same inputs give the same bytes.
+The default is the paper's rule, "the Filter's argmax says match"; other rules come on top of it, each off by default
+(blip_core/corpus/rules.py). pyarrow writes the part, so that the same inputs give the same bytes.
 """
 
 import hashlib
 import io
 import json
-import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +19,7 @@ from PIL import Image
 
 from blip_core import stores
 from blip_core.corpus.removal import annotation_digest, denied_rows
+from blip_core.corpus.rules import ANY_IMAGE, ANY_TEXT, REJECTIONS, ImageRules, PublishConfig, TextRules
 from blip_core.corpus.schemas import (
     ANNOTATION_SCHEMA,
     ANNOTATION_VERSION,
@@ -30,66 +29,39 @@ from blip_core.corpus.schemas import (
     ROW_GROUP_ROWS,
     write_part,
 )
-from blip_core.corpus.sql import one_line, unstable_functions
+from blip_core.corpus.verdicts import LEFT_OUT_SCHEMA, PREDICATE_SCHEMA, check_predicate, judge
 from blip_core.data.denied import NOTHING, Denied
 from blip_core.data.images import MALFORMED, ORIENTATION_TAG
 from blip_core.data.shards import check_part, read_shard
 from blip_core.data.tables import PairTable, iterate_pairs
-from blip_core.errors import ConfigError, InputError, QueryError, ShardError
+from blip_core.errors import InputError, ShardError
 from blip_core.files import fingerprint
-from blip_core.settings import Settings, setting
 
 WHERE_KEY = "capfilt.where"
 BEST_OF_KEY = "capfilt.best_of"
 KEPT_KEY = "capfilt.kept"
 REJECTED_KEY = "capfilt.rejected"
+# Rejected candidates by reason, and the rules but for predicate and best_of; both are JSON.
+REJECTIONS_KEY = "capfilt.rejections"
+RULES_KEY = "capfilt.rules"
+# A digest of the images that were left out when the round's images were compared.
+LEFT_OUT_KEY = "capfilt.left_out"
 
+UNUSABLE = "unusable"  # of a human pair: no word in it, or an image that cannot be opened
 MOST_CAPTIONS = 128  # of one image; `candidate` is an int8
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
-
-# What a predicate may name: every column of an annotation, and the size of its image.
-PREDICATE_SCHEMA = pa.schema([*ANNOTATION_SCHEMA, pa.field("width", pa.int32()), pa.field("height", pa.int32())])
-
-
-@dataclass(frozen=True)
-class PublishConfig(Settings):
-    """Which candidates the corpus keeps."""
-
-    where: str = setting(
-        "itm_score > 0.5",
-        "SQL predicate over the columns of annotations, width and height; what is not true is rejected",
-        min_length=1,
-    )
-    best_of: bool = setting(
-        False, "of an image's synthetic texts that pass, keeps the one with the highest itm_score alone"
-    )
 
 
 @dataclass(frozen=True)
 class PublishSummary:
-    """What publishing one part kept. `by_source` counts the kept rows."""
+    """What publishing one part kept. `by_source` counts the kept rows, `by_reason` the rejected ones."""
 
     shard: str
     kept: int
     rejected: int
     by_source: dict[str, int]
     skipped: bool
-
-
-def check_predicate(where: str) -> None:
-    """Raises ConfigError where `where` is not one true-or-false expression over the columns of a candidate."""
-    with _locked_connection(PREDICATE_SCHEMA.empty_table()) as connection:
-        try:
-            _verdicts(connection, where)
-            kind = str(connection.table("annotations").select(duckdb.SQLExpression(where)).types[0])
-            unstable = unstable_functions(connection, where)
-        except duckdb.Error as error:
-            raise ConfigError(_predicate_error(where, one_line(error))) from error
-    if kind != "BOOLEAN":
-        raise ConfigError(_predicate_error(where, f"the expression is {kind}, not true or false"))
-    if unstable:
-        what = f"{unstable[0]}() differs from run to run; to draw a sample, use hash(uid)"
-        raise ConfigError(_predicate_error(where, what))
+    by_reason: dict[str, int] = field(default_factory=dict)
 
 
 def publish_shard(
@@ -99,33 +71,51 @@ def publish_shard(
     where: str,
     round: int,
     best_of: bool = False,
+    text: TextRules = ANY_TEXT,
+    images: ImageRules = ANY_IMAGE,
+    left_out: pa.Table | None = None,
     denied: Denied = NOTHING,
 ) -> PublishSummary:
-    """Writes the corpus part of one shard: the rows of `annotation` for which `where` is true.
+    """Writes the corpus part of one shard: the rows of `annotation` for which `where` is true and all rules hold.
 
     A candidate without scores never passes. With `best_of` the best synthetic text of an image alone does, by
     itm_score, of equal ones the first. What is `denied` is no candidate, and no part that has it stands. Does nothing
-    where `target` stands with the same predicate, `best_of`, round and annotations. Raises ConfigError for the
-    predicate, QueryError where it fails on a row, and ShardError where a part is torn or the shard lacks an annotated
-    image.
+    where `target` stands with the same rules, round, annotations and images left out.
+
+    Args:
+        left_out: the images of the shard that lost against others (LEFT_OUT_SCHEMA); None where none were compared.
+
+    Raises ConfigError for the predicate, QueryError where it fails on a row, and ShardError where a part is torn or
+    the shard lacks an annotated image.
     """
+    config = PublishConfig(where, best_of, text, images)
     check_predicate(where)
     check_part(annotation, ANNOTATION_VERSION)
-    mark = fingerprint(CORPUS_VERSION, where, best_of, round, annotation_digest(annotation))
+    lost = digest_of(left_out)
+    mark = fingerprint(CORPUS_VERSION, asdict(config), round, annotation_digest(annotation), lost)
     if standing_fingerprint(target, denied) == mark:
         return read_summary(target, skipped=True)
-    candidates = _candidates(annotation, shard, denied)
-    keep = _keep(candidates, where, annotation)
-    if best_of:
-        keep = _best_synthetic(candidates, keep)
-    kept, rejected = candidates.filter(keep), pc.sum(pc.invert(keep)).as_py() or 0
-    if kept.num_rows + rejected != candidates.num_rows:
-        raise ShardError(f"{target}: {kept.num_rows} kept, {rejected} rejected of {candidates.num_rows} candidates")
+    candidates = read_candidates(annotation, shard, denied)
+    reasons = judge(candidates, config, left_out, annotation)
+    kept, rejections = candidates.filter(pc.is_null(reasons)), count_reasons(reasons)
+    if kept.num_rows + sum(rejections.values()) != candidates.num_rows:
+        raise ShardError(f"{target}: {kept.num_rows} kept, {rejections} rejected of {candidates.num_rows} candidates")
     columns = {name: kept[name] for name in CORPUS_SCHEMA.names if name != "round"}
     columns["round"] = pa.array([round] * kept.num_rows, pa.int32())
-    metadata = {WHERE_KEY: where, BEST_OF_KEY: json.dumps(best_of), **_counts(kept.num_rows, rejected)}
+    metadata = {**_rules(config, lost), **counts_of(kept.num_rows, rejections)}
     write_part(target, pa.table(columns, schema=CORPUS_SCHEMA), CORPUS_VERSION, mark, metadata)
     return read_summary(target, skipped=False)
+
+
+def read_rules(metadata: dict[str, str]) -> PublishConfig | None:
+    """The rules that a corpus part was published with, from its metadata; None for that of the human pairs."""
+    if WHERE_KEY not in metadata:
+        return None
+    rules = json.loads(metadata.get(RULES_KEY, "{}"))
+    text = rules.get("text", {})
+    text |= {"languages": tuple(text["languages"])} if text.get("languages") is not None else {}
+    best_of = metadata[BEST_OF_KEY] == "true"
+    return PublishConfig(metadata[WHERE_KEY], best_of, TextRules(**text), ImageRules(**rules.get("images", {})))
 
 
 def publish_human(human: PairTable, folder: Path, round: int, denied: Denied = NOTHING) -> PublishSummary:
@@ -139,7 +129,9 @@ def publish_human(human: PairTable, folder: Path, round: int, denied: Denied = N
     target = folder / f"human-{mark}.parquet"
     skipped = standing_fingerprint(target, denied) == mark
     if not skipped:
-        write_part(target, rows, CORPUS_VERSION, mark, _counts(rows.num_rows, rejected))
+        write_part(
+            target, rows, CORPUS_VERSION, mark, counts_of(rows.num_rows, {UNUSABLE: rejected} if rejected else {})
+        )
     for other in set(folder.glob("human-*.parquet")) - {target}:
         other.unlink()
     return read_summary(target, skipped)
@@ -172,8 +164,35 @@ def _human_rows(human: PairTable, round: int, denied: Denied) -> tuple[pa.Table,
     return table, seen.total() - table.num_rows, digest.hexdigest()
 
 
-def _counts(kept: int, rejected: int) -> dict[str, str]:
-    return {KEPT_KEY: str(kept), REJECTED_KEY: str(rejected)}
+def counts_of(kept: int, rejections: dict[str, int] | None = None) -> dict[str, str]:
+    """The metadata of a corpus part with those counts; without what is rejected where that is not known anew."""
+    counts = {KEPT_KEY: str(kept)}
+    if rejections is not None:
+        counts |= {REJECTED_KEY: str(sum(rejections.values())), REJECTIONS_KEY: json.dumps(rejections)}
+    return counts
+
+
+def _rules(config: PublishConfig, lost: str | None) -> dict[str, str]:
+    others = json.dumps({"text": asdict(config.text), "images": asdict(config.images)})
+    metadata = {WHERE_KEY: config.where, BEST_OF_KEY: json.dumps(config.best_of), RULES_KEY: others}
+    return metadata if lost is None else metadata | {LEFT_OUT_KEY: lost}
+
+
+def count_reasons(reasons: pa.Array) -> dict[str, int]:
+    """How many candidates each rule rejected, in the order of the rules; those that rejected none are not named."""
+    found = {count["values"]: count["counts"] for count in pc.valuecounts_of(reasons.drop_null()).to_pylist()}
+    return {reason: found[reason] for reason in REJECTIONS if reason in found}
+
+
+def digest_of(left_out: pa.Table | None) -> str | None:
+    """Changes when the images that were left out do; None where none were compared."""
+    return None if left_out is None else fingerprint(left_out.select(LEFT_OUT_SCHEMA.names).to_pydict())
+
+
+def digest_of_file(path: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _image_size(data: bytes) -> tuple[int, int] | None:
@@ -200,71 +219,24 @@ def standing_fingerprint(target: Path, denied: Denied = NOTHING) -> str | None:
 def read_summary(target: Path, skipped: bool) -> PublishSummary:
     """The summary of a corpus part, read back from the part itself."""
     metadata = check_part(target, CORPUS_VERSION)
-    counts = pq.read_table(stores.readable(target), columns=["source"])["source"].value_counts().to_pylist()
+    counts = pq.read_table(stores.readable(target), columns=["source"])["source"].valuecounts_of().to_pylist()
     by_source = {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: count["values"])}
-    rejected = int(metadata[REJECTED_KEY])
-    return PublishSummary(target.stem, sum(by_source.values()), rejected, by_source, skipped)
+    rejected, by_reason = int(metadata[REJECTED_KEY]), json.loads(metadata.get(REJECTIONS_KEY, "{}"))
+    return PublishSummary(target.stem, sum(by_source.values()), rejected, by_source, skipped, by_reason)
 
 
-def _candidates(annotation: Path, shard: Path, denied: Denied) -> pa.Table:
-    """The annotations with width and height of their images (PREDICATE_SCHEMA), in the order of the part."""
+def read_candidates(annotation: Path, shard: Path, denied: Denied = NOTHING) -> pa.Table:
+    """The annotations with width and height of their images (PREDICATE_SCHEMA), in the order of the part.
+
+    What is `denied` is left out. Raises ShardError where the shard lacks an annotated image.
+    """
     rows = pq.read_table(stores.readable(annotation), schema=ANNOTATION_SCHEMA)
     if denied:
         rows = rows.filter(pc.invert(pa.array(denied_rows(rows, denied), pa.bool_())))
     sizes = read_shard(shard, columns=["uid", "width", "height"])
-    place = {uid: row for row, uid in enumerate(sizes["uid"].to_pylist())}
-    try:
-        index = pa.array([place[uid] for uid in rows["uid"].to_pylist()], pa.int64())
-    except KeyError as error:
-        raise ShardError(f"{annotation}: uid {error.args[0]!r} is not in {shard}; annotate the shard again") from error
+    index = pc.index_in(rows["uid"], value_set=sizes["uid"].combine_chunks())
+    if index.null_count:
+        missing = rows["uid"].filter(pc.is_null(index))[0].as_py()
+        raise ShardError(f"{annotation}: uid {missing!r} is not in {shard}; annotate the shard again")
     columns = [*rows.columns, sizes["width"].take(index), sizes["height"].take(index)]
     return pa.table(columns, schema=PREDICATE_SCHEMA)
-
-
-def _keep(candidates: pa.Table, where: str, annotation: Path) -> pa.Array:
-    with _locked_connection(candidates) as connection:
-        try:
-            verdicts = _verdicts(connection, where).to_arrow_table()
-        except duckdb.Error as error:
-            raise QueryError(f"publish.where {where!r} fails on {annotation}: {one_line(error)}") from error
-    if verdicts.num_rows != candidates.num_rows:
-        raise QueryError(f"publish.where {where!r}: {verdicts.num_rows} verdicts for {candidates.num_rows} candidates")
-    return verdicts.sort_by("place")["keep"].combine_chunks()
-
-
-def _best_synthetic(candidates: pa.Table, keep: pa.Array) -> pa.Array:
-    """`keep` without the synthetic texts of an image that another one of it beats."""
-    columns = (candidates[name].to_pylist() for name in ("uid", "source", "itm_score", "candidate"))
-    verdicts = keep.to_pylist()
-    best: dict[str, tuple[float, int, int]] = {}
-    for place, (uid, source, score, candidate) in enumerate(zip(*columns, strict=True)):
-        if verdicts[place] and source == "synthetic":
-            verdicts[place] = False
-            best[uid] = min(best.get(uid, (math.inf, 0, 0)), (-score, candidate, place))
-    for _, _, place in best.values():
-        verdicts[place] = True
-    return pa.array(verdicts, pa.bool_())
-
-
-def _locked_connection(candidates: pa.Table) -> duckdb.DuckDBPyConnection:
-    """A connection whose one table is `annotations`, with a column `place`; it can open no file."""
-    connection = duckdb.connect()
-    places = pa.array(range(candidates.num_rows), pa.int64())
-    connection.register("annotations", candidates.append_column("place", places))
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
-def _verdicts(connection: duckdb.DuckDBPyConnection, where: str) -> duckdb.DuckDBPyRelation:
-    """Columns place and keep, one row per candidate."""
-    predicate = duckdb.SQLExpression(where)  # parses exactly one expression
-    candidates = connection.table("annotations")
-    candidates.filter(predicate)  # WHERE refuses aggregates and window functions, SELECT would not
-    passes = predicate & duckdb.ColumnExpression("reason").isnull()
-    keep = duckdb.CoalesceOperator(passes, duckdb.ConstantExpression(False))
-    return candidates.select(duckdb.ColumnExpression("place"), keep.alias("keep"))
-
-
-def _predicate_error(where: str, what: str) -> str:
-    return f"publish.where {where!r}: {what}; the columns are {', '.join(PREDICATE_SCHEMA.names)}"

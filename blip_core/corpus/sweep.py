@@ -11,8 +11,9 @@ from typing import Any
 import duckdb
 
 from blip_core.corpus.query import reading
-from blip_core.corpus.selection import check_predicate
+from blip_core.corpus.rules import WHERE, PublishConfig, rules_of
 from blip_core.corpus.sql import nodes, one_line, syntax_tree
+from blip_core.corpus.verdicts import check_predicate
 from blip_core.errors import QueryError, WorkspaceError
 from blip_core.workspace import Workspace
 
@@ -31,8 +32,24 @@ def predicate_of(given: str) -> str:
     return where
 
 
+def not_asked(rules: PublishConfig) -> list[str]:
+    """The keys of those rules that a sweep does not ask: they take longer than a look at the scores."""
+    asked = {
+        "publish.text.languages": rules.text.languages is not None,
+        "publish.images.unique": rules.images.unique,
+        "publish.images.near_duplicates": rules.images.near_duplicates is not None,
+        "publish.images.per_domain": rules.images.per_domain is not None,
+    }
+    return [key for key, there in asked.items() if there]
+
+
 def sweep(
-    workspace: Workspace, round: int, predicates: Sequence[str], best_of: bool = False, examples: int = 0
+    workspace: Workspace,
+    round: int,
+    predicates: Sequence[str],
+    best_of: bool = False,
+    examples: int = 0,
+    rules: PublishConfig | None = None,
 ) -> list[dict[str, Any]]:
     """What each predicate would keep, as `publish` would with it.
 
@@ -41,6 +58,7 @@ def sweep(
         predicates: SQL over the columns of an annotation, width and height, as `predicate_of` gives them.
         best_of: keeps the best synthetic text of an image alone, as `publish.best_of` does.
         examples: pairs to show of each predicate's edge.
+        rules: what is asked beside each predicate, but for its own predicate and best_of, and those of `not_asked`.
 
     Returns:
         One JSON-like row for each: where; images, web, synthetic (kept); rejected; estimated_noise (1 - the mean
@@ -53,7 +71,8 @@ def sweep(
         raise WorkspaceError(f"{workspace.root}: round {round} has no annotations; capfilt annotate makes them")
     try:
         with reading(workspace) as connection:
-            candidates = _candidates(connection, round, predicates, best_of)
+            others = [rule.passes for rule in rules_of(rules or PublishConfig()) if rule.reason != WHERE]
+            candidates = _candidates(connection, round, predicates, others, best_of)
             rows = _counts(connection, candidates, predicates)
             for number, row in enumerate(rows if examples else []):
                 row["least_kept"] = _edge(connection, candidates, f"keep{number}", "ASC", examples)
@@ -63,14 +82,17 @@ def sweep(
     return rows
 
 
-def _candidates(connection: duckdb.DuckDBPyConnection, round: int, predicates: Sequence[str], best_of: bool) -> str:
-    """A SELECT of the round's candidates with a column keep0, keep1, ... for each predicate."""
-    tree = syntax_tree(connection, f"SELECT {', '.join(predicates)}")
+def _candidates(
+    connection: duckdb.DuckDBPyConnection, round: int, predicates: Sequence[str], others: Sequence[str], best_of: bool
+) -> str:
+    """A SELECT of the round's candidates with a column keep0, keep1, ... for each predicate; `others` hold for all."""
+    tree = syntax_tree(connection, f"SELECT {', '.join([*predicates, *others])}")
     named = {node["column_names"][-1].lower() for node in nodes(tree) if node.get("type") == "COLUMN_REF"}
     source = f"(SELECT * FROM annotations WHERE round = {round})"
     if OF_IMAGES & named:
         source += " JOIN (SELECT uid, shard, width, height FROM images) USING (uid, shard)"
-    passes = [f"coalesce(({where}) AND reason IS NULL, false) AS keep{n}" for n, where in enumerate(predicates)]
+    always = " AND ".join(f"({passes})" for passes in ("reason IS NULL", *others))
+    passes = [f"coalesce(({where}) AND {always}, false) AS keep{n}" for n, where in enumerate(predicates)]
     judged = f"SELECT {', '.join([*SHOWN, 'shard', 'candidate', *passes])} FROM {source}"
     if not best_of:
         return judged

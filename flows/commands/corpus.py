@@ -58,10 +58,14 @@ def sweep(
     round: Annotated[int | None, typer.Option("--round", help="The round; the last one if not given.", min=1)] = None,
     best_of: Annotated[bool, typer.Option("--best-of", help="Of an image's synthetic texts, only the best.")] = False,
     examples: Annotated[int, typer.Option(help="Pairs to show of each edge.", min=0, max=100)] = 2,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG.yaml", help="Its rules of texts and sizes are asked too (docs/selection.md)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """What other thresholds or predicates would keep of the annotations that stand; no model is run."""
-    from blip_core.corpus.sweep import THRESHOLDS, predicate_of
+    from blip_core.corpus.sweep import THRESHOLDS, not_asked, predicate_of
     from blip_core.corpus.sweep import sweep as sweep_round
     from blip_core.workspace import Workspace
     from flows.summary import print_sweep
@@ -69,7 +73,10 @@ def sweep(
     opened = Workspace.existing(workspace)
     number = round if round is not None else max(opened.round_numbers(), default=1)
     wheres = [predicate_of(given) for given in predicates or THRESHOLDS]
-    rows = sweep_round(opened, number, wheres, best_of, examples)
+    rules = None if config is None else load(config, None, {}).publish
+    if rules is not None and (left := not_asked(rules)):
+        typer.echo(f"sweep: publishing may keep less, for {', '.join(left)} is not asked here", err=True)
+    rows = sweep_round(opened, number, wheres, best_of, examples, rules)
     print_json(rows) if json else print_sweep(rows)
 
 

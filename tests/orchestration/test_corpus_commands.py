@@ -77,3 +77,23 @@ def test_a_bad_predicate_gets_one_line(capfilt: Capfilt, annotated: Workspace, g
     (line,) = err.splitlines()
     assert (status, out) == (2, "")
     assert named in line
+
+
+def test_a_sweep_asks_the_rules_of_a_configuration_and_says_which_it_does_not(
+    capfilt: Capfilt, annotated: Workspace, tmp_path: Path
+) -> None:
+    rules = {"text": {"min_characters": 4}, "images": {"unique": True, "per_domain": 2}}
+    values = {"workspace": str(annotated.root), "web": {"path": "urls.parquet"}, "publish": rules}
+    path = tmp_path / "strict.yaml"
+    path.write_text(json.dumps(values))
+    arguments = ("sweep", "0.5", "--workspace", str(annotated.root), "--json", "--config", str(path))
+    status, out, err = capfilt(*arguments)
+    (row,) = json.loads(out)
+    assert (status, row["web"]) == (0, 5)
+    assert err.splitlines() == [
+        "sweep: publishing may keep less, for publish.images.unique, publish.images.per_domain is not asked here"
+    ]
+    path.write_text(json.dumps(values | {"publish": {"text": {"min_characters": 9}}}))
+    status, out, err = capfilt(*arguments)
+    (row,) = json.loads(out)
+    assert (status, row["web"], row["rejected"], err) == (0, 0, 5, "")

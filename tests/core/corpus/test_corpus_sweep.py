@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip_core.corpus.rules import ImageRules, PublishConfig, TextRules
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, ANNOTATION_VERSION, write_part
 from blip_core.corpus.selection import publish_shard
-from blip_core.corpus.sweep import predicate_of, sweep
+from blip_core.corpus.sweep import not_asked, predicate_of, sweep
 from blip_core.errors import ConfigError, QueryError, WorkspaceError
 from blip_core.workspace import Workspace
 
@@ -111,3 +112,20 @@ def test_a_predicate_that_fails_on_a_row_is_told_in_one_line(shared_workspace: W
 def test_a_round_without_annotations_is_told(shared_workspace: Workspace) -> None:
     with pytest.raises(WorkspaceError, match="round 7 has no annotations"):
         sweep(shared_workspace, 7, ["itm_score > 0.5"])
+
+
+def test_rules_of_a_configuration_are_asked_beside_each_predicate(many_candidates: Workspace, tmp_path: Path) -> None:
+    rules = PublishConfig("true", text=TextRules(max_words=2), images=ImageRules(min_side=30, max_side=42, unique=True))
+    rows = sweep(many_candidates, 1, PREDICATES, best_of=True, rules=rules)
+    for number, row in enumerate(rows):
+        alone = PublishConfig(PREDICATES[number], True, rules.text, ImageRules(min_side=30, max_side=42))
+        parts = []
+        for annotation in sorted(many_candidates.round(1).annotations.glob("*.parquet")):
+            target = tmp_path / str(number) / annotation.name
+            shard = many_candidates.shard(annotation.stem)
+            publish_shard(annotation, shard, target, alone.where, 1, True, alone.text, alone.images)
+            parts.append(pq.read_table(target))
+        kept = pa.concat_tables(parts)
+        assert (row["web"] + row["synthetic"], row["images"]) == (kept.num_rows, len(set(kept["uid"].to_pylist())))
+    assert 0 < rows[0]["web"] + rows[0]["synthetic"] < rows[0]["rejected"]
+    assert not_asked(rules) == ["publish.images.unique"]
