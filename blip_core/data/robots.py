@@ -1,6 +1,6 @@
 """robots.txt (RFC 9309), asked for once a host and read by Protego, which matches in linear time.
 
-A host without one (any 4xx but 429, or redirects without end) allows all. One that does not answer, or answers 5xx or
+A host without one (any 4xx but 429, or redirects that do not end) allows all. One that does not answer, or answers 5xx or
 429, forbids all as long as that lasts: its URLs then fail as that request did, for a reason that may pass.
 """
 
@@ -25,7 +25,8 @@ MAX_BYTES = 500 * 1024
 MAX_REDIRECTS = 5
 # Hosts whose rules are kept at a time; the one that was asked for first goes first.
 HOSTS_KEPT = 256
-UNAVAILABLE = range(400, 500)
+# Statuses of a host that has none; redirects that end nowhere are among them.
+UNAVAILABLE = range(300, 500)
 TOO_MANY_REQUESTS = 429
 GROUP = re.compile(r"\s*user[- ]?agent\s*[:\s]\s*([^#]*)", re.IGNORECASE)
 
@@ -58,13 +59,13 @@ class Robots:
             if host.rules is None:
                 host.rules = self._rules(address, request)
         if isinstance(host.rules, str):
-            raise OSError(f"{address}: {host.rules}")
+            raise OSError(f"robots.txt: {host.rules}")
         if not host.rules.can_fetch(request.full_url, self._user_agent):
             raise Refusal("robots_txt", f"{address} forbids it to {self._user_agent}")
 
     def _rules(self, address: str, request: Request) -> Protego | str:
         """What the host says, or why that is not known."""
-        asked = Request(address, headers={"User-Agent": request.get_header("User-agent") or self._user_agent})  # noqa: S310
+        asked = Request(address, headers={"User-Agent": request.get_header("User-agent") or self._user_agent})
         try:
             with self._open(asked, timeout=request.timeout) as answer:
                 return parse_rules(answer.read(MAX_BYTES), self._user_agent)
