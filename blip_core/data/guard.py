@@ -77,8 +77,9 @@ def _robots(limits: Limits, door: "Door") -> "Robots":
     """The rules of hosts, asked for through the same door."""
     from blip_core.data import robots  # which only those who ask for it need a library for
 
-    cost = {"max_bytes": robots.MAX_BYTES + HEAD_BYTES, "max_redirects": robots.MAX_REDIRECTS, "robots_txt": False}
-    return robots.Robots(limits.user_agent, _opener(limits._replace(**cost), door).open)
+    most = robots.MAX_BYTES + HEAD_BYTES
+    own = limits._replace(max_bytes=most, max_redirects=robots.MAX_REDIRECTS, robots_txt=False)
+    return robots.Robots(limits.user_agent, _opener(own, door).open)
 
 
 class Door:

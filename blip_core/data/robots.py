@@ -1,7 +1,7 @@
 """robots.txt (RFC 9309), asked for once a host and read by Protego, which matches in linear time.
 
-A host without one (any 4xx but 429, or redirects that do not end) allows all. One that does not answer, or answers 5xx or
-429, forbids all as long as that lasts: its URLs then fail as that request did, for a reason that may pass.
+A host without one (any 4xx but 429, or redirects that end nowhere) allows all. One that does not answer, or answers
+5xx or 429, forbids all as long as that lasts: its URLs then fail as that request did, for a reason that may pass.
 """
 
 import re

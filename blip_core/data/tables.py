@@ -5,7 +5,6 @@ knows. Whatever is wrong with a table is an InputError that names the table and 
 """
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from blip_core import stores
+from blip_core.data.utf8 import as_texts, read_json_text, without_surrogates
 from blip_core.errors import InputError
 from blip_core.settings import Settings, required, setting
 
@@ -218,8 +218,10 @@ def _read_separated(file: IO[bytes], path: str, wanted: list[str], parse: pa.csv
     file.seek(0)
     _require_columns(pa.csv.open_csv(file, parse_options=parse).schema.names, wanted, path)
     file.seek(0)
-    texts = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
-    return pa.csv.read_csv(file, parse_options=parse, convert_options=texts)
+    # as bytes: one that is no UTF-8 would end the reading of all
+    raw = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.binary()))
+    rows = pa.csv.read_csv(file, parse_options=parse, convert_options=raw)
+    return pa.table({name: as_texts(rows[name]) for name in rows.column_names})
 
 
 def _read_json(file: IO[bytes], path: str, wanted: list[str]) -> pa.Table:
@@ -228,12 +230,12 @@ def _read_json(file: IO[bytes], path: str, wanted: list[str]) -> pa.Table:
     file.seek(0)
     if not head.startswith(b"["):
         return _read_json_lines(file, path, wanted)
-    objects = json.load(file)
+    objects = read_json_text(file.read())
     if not all(isinstance(value, dict) for value in objects):
         raise InputError(f"{path}: is a list of other things than objects; a row is an object such as {{'url': ...}}")
     if objects:
         _require_columns(sorted(set().union(*objects)), wanted, path)
-    return pa.table({name: [value.get(name) for value in objects] for name in wanted})
+    return pa.table({name: [without_surrogates(value.get(name)) for value in objects] for name in wanted})
 
 
 def _read_json_lines(file: IO[bytes], path: str, wanted: list[str]) -> pa.Table:
@@ -264,14 +266,14 @@ def _string_column(rows: pa.Table, name: str, path: str) -> pa.ChunkedArray:
     column = rows[name]
     if not _is_string(column.type) and not pa.types.is_null(column.type):
         raise InputError(f"{path}: column '{name}' is {column.type}; it must be string")
-    return column.cast(pa.string())
+    return as_texts(column)
 
 
 def _user_uids(rows: pa.Table, name: str, path: str) -> pa.ChunkedArray:
     column = rows[name]
     if not _is_string(column.type) and not pa.types.is_integer(column.type):
         raise InputError(f"{path}: column '{name}' is {column.type}; a uid is string or integer")
-    column = column.cast(pa.string())
+    column = as_texts(column.cast(pa.string()))
     if column.null_count:
         raise InputError(f"{path}: column '{name}' has {column.null_count} nulls; every row needs a uid")
     counts = pc.value_counts(column)

@@ -168,8 +168,13 @@ def test_redirects_are_followed_and_end_as_rfc_9309_says(site: Site) -> None:
     site.status, site.leads = 302, "/robots.txt"
     assert outcome(site, "/private/a") == ["page"]
     assert 1 < site.asked["/robots.txt"] <= 1 + MAX_REDIRECTS
-    site.leads = "file:///etc/passwd"
-    assert outcome(site, "/a") == ["scheme_refused"]
+    site.leads, site.rules = "file:///etc/passwd", b""
+    assert outcome(site, "/private/a") == ["page"]
+    with Site() as other:
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        site.leads = other.url("/robots.txt")
+        assert outcome(site, "/private/a", "/a") == ["robots_txt", "page"]
+        other.shutdown()
 
 
 def test_a_page_that_leads_to_where_robots_forbid_it_is_not_followed(site: Site) -> None:
