@@ -133,16 +133,16 @@ SCRIPT = """
 """
 
 
-def test_three_times_the_megabytes_of_text_take_hardly_more_memory(
+def test_four_times_the_megabytes_of_text_take_hardly_more_memory(
     make_shard: MakeShard, checkpoints: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(SCRIPT))
-    few, many = 96, 288
+    few, many, letters = 256, 1024, MEGABYTE // 4
     peaks = []
     for count in (few, many):
-        shard = with_texts(make_shard(str(count), [1] * count), ["a star, " * (MEGABYTE // 8)] * count)
+        shard = with_texts(make_shard(str(count), [1] * count), ["a star, " * (letters // 8)] * count)
         command = [sys.executable, tmp_path / "program.py", *checkpoints, shard, tmp_path / f"{count}.part"]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(run.stdout) * 1024)
-    assert peaks[1] - peaks[0] < (many - few) * MEGABYTE / 3, [f"{peak / MEGABYTE:.0f} MB" for peak in peaks]
+    assert peaks[1] - peaks[0] < (many - few) * letters / 3, [f"{peak / MEGABYTE:.0f} MB" for peak in peaks]
     assert web_rows(tmp_path / f"{many}.part") == [(("a star, " * 1000)[:MAX_CHARACTERS], "text_too_long")] * many
