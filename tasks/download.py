@@ -9,7 +9,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from blip_core.config import BootstrapConfig
-from blip_core.data import download
+from blip_core.corpus.catalog import build_catalog
+from blip_core.data import download, retry
+from blip_core.data.shards import RETRY_PREFIX
 from blip_core.errors import CapfiltError, DownloadError
 from tasks import progress
 from tasks.each import each_of
@@ -37,6 +39,20 @@ def plan_shards(config: BootstrapConfig) -> download.DownloadPlan:
     progress.say(
         f"download: {plan.rows} rows, {plan.missing} of them to fetch in {len(plan.names)} shards; {len(plan.done)} "
         f"shards stand{known}"
+    )
+    return plan
+
+
+@task(name="plan-retry", task_run_name="plan-retry", cache_policy=NO_CACHE)
+def plan_retry(config: BootstrapConfig) -> download.DownloadPlan:
+    """Groups the rows that failed in written shards for a passing reason into further shards."""
+    workspace = workspace_of(config)
+    plan = retry.plan_retry(config.web, config.download, workspace)
+    if plan.names:
+        build_catalog(workspace)  # before the first of them stands: a row must never be shown twice
+    progress.say(
+        f"download: {plan.missing} rows failed for a passing reason and are tried again, in {len(plan.names)} shards; "
+        f"{len(plan.done)} shards stand"
     )
     return plan
 
@@ -75,7 +91,8 @@ def _patiently(config: BootstrapConfig, name: str) -> None:
 
 
 def _fetch(config: BootstrapConfig, name: str) -> download.ShardSummary:
-    summary = download.download_shard(
+    work = retry.retry_shard if name.startswith(RETRY_PREFIX) else download.download_shard
+    summary = work(
         workspace_of(config),
         name,
         config.download,

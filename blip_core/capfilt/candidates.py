@@ -16,12 +16,13 @@ from torch import Tensor
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.embeddings import embedding_table
 from blip_core.capfilt.filter import Filter, Score
-from blip_core.corpus.schemas import ANNOTATION_SCHEMA, EMPTY_TEXT
+from blip_core.corpus.schemas import ANNOTATION_SCHEMA, EMPTY_TEXT, TEXT_TOO_LONG
 from blip_core.data.decoding import Decoded
 from blip_core.data.transforms import normalise
 from blip_core.errors import CapfiltError
 from blip_core.med.decoding import GenerationConfig
 from blip_core.med.generation import caption_seed
+from blip_core.texts import candidate_text
 
 Row = dict[str, Any]
 Value = TypeVar("Value")
@@ -136,9 +137,11 @@ class Annotator:
     def _judge(self, rows: list[Row], pixels: Mapping[int, Tensor]) -> list[Judgement]:
         seeds = [[self._seed(row, number) for number in self.numbers] for row in rows]
         captions = self.captioner.caption(_images(pixels, self.captioner), self.generation, seeds)
-        texts = [[row["caption"] or "", *(text for text, _ in some)] for row, some in zip(rows, captions, strict=True)]
+        web = [candidate_text(row["caption"]) for row in rows]
+        texts = [[of_web.text, *(text for text, _ in some)] for of_web, some in zip(web, captions, strict=True)]
         logprobs = [[None, *(logprob for _, logprob in some)] for some in captions]
-        scores, embeddings = self.filter.judge_and_embed(_images(pixels, self.filter), texts)
+        judged = [["" if of_web.too_long else row[0], *row[1:]] for of_web, row in zip(web, texts, strict=True)]
+        scores, embeddings = self.filter.judge_and_embed(_images(pixels, self.filter), judged)
         candidates = (
             [Candidate(*parts) for parts in zip(*of_image, strict=True)]
             for of_image in zip(texts, logprobs, scores, strict=True)
@@ -149,7 +152,9 @@ class Annotator:
         return _half(self.filter.embed(_images(pixels, self.filter)))
 
     def _unjudged(self, row: Row) -> list[Candidate]:
-        return [Candidate(text, None, None) for text in (row["caption"] or "", *("" for _ in self.numbers))]
+        return [
+            Candidate(text, None, None) for text in (candidate_text(row["caption"]).text, *("" for _ in self.numbers))
+        ]
 
     def _record(self, shard: str, row: Row, number: int, candidate: Candidate, reason: str | None) -> Row:
         score = candidate.score
@@ -167,11 +172,16 @@ class Annotator:
             "captioner": self.captioner.digest,
             "filter": self.filter.digest,
             "seed": self._seed(row, number) if number else None,
-            "reason": None if score else reason or EMPTY_TEXT,
+            "reason": None if score else reason or unjudged_reason(row["caption"], number),
         }
 
     def _seed(self, row: Row, number: int) -> int:
         return caption_seed(self.seed, row["sha256"], number)
+
+
+def unjudged_reason(caption: str | None, number: int) -> str:
+    """Why candidate `number` of a readable image has no scores; candidate 0 is that of its web text."""
+    return TEXT_TOO_LONG if number == 0 and candidate_text(caption).too_long else EMPTY_TEXT
 
 
 def device_of(model: Captioner | Filter) -> torch.device:

@@ -14,6 +14,7 @@ from blip_core.errors import CapfiltError
 from blip_core.files import fingerprint
 from blip_core.med.decoding import GenerationConfig
 from blip_core.settings import Settings, setting
+from blip_core.texts import TEXT_RULES
 from blip_core.workspace import Round
 
 COUNT_KEYS = (IMAGES_KEY, ROWS_KEY, UNSCORED_KEY)
@@ -115,7 +116,8 @@ def mark_of(
 ) -> str:
     """The fingerprint of the part that these models and settings make of a shard."""
     models = (captioner, filter, config.precision)
-    return fingerprint(ANNOTATION_VERSION, job.shard.stem, *models, config.candidates, asdict(generation), seed)
+    settings = (*models, config.candidates, asdict(generation), seed)
+    return fingerprint(ANNOTATION_VERSION, TEXT_RULES, job.shard.stem, *settings)
 
 
 def batch_size_on(device: str, config: AnnotateConfig) -> int:

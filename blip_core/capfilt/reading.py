@@ -17,6 +17,7 @@ from blip_core.capfilt.parts import ShardJob, count_images
 from blip_core.data.decoding import CHUNK, Decoded, Decoder
 from blip_core.data.shards import iterate_shard
 from blip_core.errors import CapfiltError, ShardError
+from blip_core.texts import MAX_CHARACTERS
 
 Row = dict[str, Any]
 Value = TypeVar("Value")
@@ -100,7 +101,8 @@ class ShardReader(Generic[Standing]):
 
 
 def image_rows(shard: Path, size: int) -> Iterator[list[Row]]:
-    """The rows of a shard that have an image, in the order of uid, `size` at a time.
+    """The rows of a shard that have an image, in the order of uid, `size` at a time; of a text that is too long its
+    first MAX_CHARACTERS + 1.
 
     Raises ShardError where the shard is not in that order.
     """
@@ -111,6 +113,8 @@ def image_rows(shard: Path, size: int) -> Iterator[list[Row]]:
             if uid is None or (before is not None and uid <= before):
                 raise ShardError(f"{shard}: uid {uid!r} comes after {before!r}; a shard has every uid once, sorted")
             before = uid
+        place = part.schema.get_field_index("caption")
+        part = part.set_column(place, "caption", pc.utf8_slice_codeunits(part["caption"], 0, MAX_CHARACTERS + 1))
         waiting += part.filter(pc.equal(part["status"], "ok")).to_pylist()
         while len(waiting) >= size:
             yield waiting[:size]

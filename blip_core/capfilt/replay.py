@@ -12,15 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from blip_core.capfilt.candidates import device_of
+from blip_core.capfilt.candidates import device_of, unjudged_reason
 from blip_core.capfilt.captioner import Captioner
 from blip_core.capfilt.filter import Filter
 from blip_core.capfilt.recorded import Recorded, Row
-from blip_core.corpus.schemas import EMPTY_TEXT
+from blip_core.corpus.schemas import TEXT_TOO_LONG
 from blip_core.data.decoding import decode
 from blip_core.data.transforms import normalise
 from blip_core.errors import ShardError
 from blip_core.med.inference import Precision
+from blip_core.texts import candidate_text
 
 SCORES = ("itm_score", "itc_score", "logprob")
 # The most by which a score may differ, in its own unit (docs/workspace.md says what was measured).
@@ -63,18 +64,20 @@ def _compute(recorded: Recorded, captioner: Captioner, filter: Filter) -> list[R
     decoded = decode([recorded.image], [captioner.med.image_size, filter.med.image_size])
     (unreadable,) = decoded.reasons
     if unreadable:
-        texts = [recorded.caption, *("" for _ in recorded.rows[1:])]
+        texts = [candidate_text(recorded.caption).text, *("" for _ in recorded.rows[1:])]
         return [{"text": text, "reason": unreadable, **dict.fromkeys(SCORES)} for text in texts]
     seeds = [_seed(recorded, row) for row in recorded.rows if row["candidate"]]
     images = _view(decoded.pixels, captioner)
     written = captioner.caption(images, recorded.generation, [seeds])[0] if seeds else []
-    (scores,) = filter.judge(_view(decoded.pixels, filter), [[row["text"] for row in recorded.rows]])
+    judged = ["" if row["reason"] == TEXT_TOO_LONG else row["text"] for row in recorded.rows]
+    (scores,) = filter.judge(_view(decoded.pixels, filter), [judged])
     said = iter([*written])
     rows = []
     for row, score in zip(recorded.rows, scores, strict=True):
-        text, logprob = next(said) if row["candidate"] else (recorded.caption, None)
-        judged = {"itm_score": score.itm, "itc_score": score.itc} if score else {"itm_score": None, "itc_score": None}
-        rows.append({"text": text, "logprob": logprob, "reason": None if score else EMPTY_TEXT, **judged})
+        text, logprob = next(said) if row["candidate"] else (candidate_text(recorded.caption).text, None)
+        found = {"itm_score": score.itm, "itc_score": score.itc} if score else {"itm_score": None, "itc_score": None}
+        reason = None if score else unjudged_reason(recorded.caption, row["candidate"])
+        rows.append({"text": text, "logprob": logprob, "reason": reason, **found})
     return rows
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from blip_core import stores
 from blip_core.corpus.audited import AUDITED, audited_columns
 from blip_core.corpus.macros import create_macros
+from blip_core.corpus.retried import any_retried, settled_once
 from blip_core.corpus.rounds import ROUND_NUMBERS, look_up, promoted_round, round_states
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, COLUMN_MEANINGS, CORPUS_SCHEMA
 from blip_core.corpus.sql import let_reach, quoted
@@ -73,7 +74,8 @@ SELECT uid, shard, url, 'annotate', round, source, candidate, reason FROM annota
 
 
 def build_catalog(workspace: Workspace) -> Path:
-    """Writes `catalog.duckdb` anew and returns its path. Call it again when a step has written its first part.
+    """Writes `catalog.duckdb` anew and returns its path. Call it again when a step has written its first part, and when
+    a retry is planned.
 
     Raises WorkspaceError where the workspace cannot be written or promoted.json is torn.
     """
@@ -124,7 +126,8 @@ def _images(workspace: Workspace, folder: str) -> str:
     if not _any(workspace.shards):
         return _empty({"shard": "VARCHAR", **_types(SHARD_SCHEMA)})
     parts = quoted(f"{folder}shards/*.parquet")
-    return f"SELECT parse_filename(filename, true) AS shard, * EXCLUDE (filename) FROM {_parquet(parts)}"
+    once = f" WHERE {settled_once(_parquet(parts))}" if any_retried(workspace) else ""
+    return f"SELECT parse_filename(filename, true) AS shard, * EXCLUDE (filename) FROM {_parquet(parts)}{once}"
 
 
 def _annotations(workspace: Workspace, folder: str) -> str:

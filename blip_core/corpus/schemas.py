@@ -33,7 +33,7 @@ UNSCORED_KEY = "capfilt.unscored"
 BEFORE_KEY = "capfilt.before"
 
 # Why a candidate of a readable image has no scores; of another image it is the reason why it cannot be read.
-EMPTY_TEXT = "empty_text"
+EMPTY_TEXT, TEXT_TOO_LONG = "empty_text", "text_too_long"
 
 # What both know of a candidate.
 _CANDIDATE = {

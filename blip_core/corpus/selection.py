@@ -36,6 +36,7 @@ from blip_core.data.shards import check_part, read_shard
 from blip_core.data.tables import PairTable, iterate_pairs
 from blip_core.errors import InputError, ShardError
 from blip_core.files import fingerprint
+from blip_core.texts import candidate_text
 
 WHERE_KEY = "capfilt.where"
 BEST_OF_KEY = "capfilt.best_of"
@@ -121,8 +122,8 @@ def read_rules(metadata: dict[str, str]) -> PublishConfig | None:
 def publish_human(human: PairTable, folder: Path, round: int, denied: Denied = NOTHING) -> PublishSummary:
     """Writes the human pairs as the corpus part `human-<fingerprint>.parquet`; they are not judged (BLIP, 3.3).
 
-    Rejected is a caption without a word, or whose image cannot be opened; a denied image is left out. A part of other
-    human pairs in `folder` is removed, so that a changed table never doubles them.
+    Rejected is a caption without a word or too long for one, or whose image cannot be opened; a denied image is left
+    out. A part of other human pairs in `folder` is removed, so that a changed table never doubles them.
     """
     rows, rejected, digest = _human_rows(human, round, denied)
     mark = fingerprint(CORPUS_VERSION, round, digest)
@@ -150,10 +151,12 @@ def _human_rows(human: PairTable, round: int, denied: Denied) -> tuple[pa.Table,
             digest.update(f"{uid}\0{identity}\0{text}\n".encode())
             if identity in denied.images:
                 continue
-            if size is not None and text.strip():
+            shown = candidate_text(text)
+            if size is not None and shown.text.strip() and not shown.too_long:
                 width, height = size
                 shared = {"source": "human", "width": width, "height": height, "round": round}
-                rows.append({"uid": uid, "image_sha256": identity, "text": text, "candidate": seen[uid], **shared})
+                row = {"uid": uid, "image_sha256": identity, "text": shown.text, "candidate": seen[uid]}
+                rows.append(row | shared)
             seen[uid] += 1
         if seen[uid] > MOST_CAPTIONS:
             raise InputError(f"{human.path}: image {uid} has more than {MOST_CAPTIONS} captions; is it a placeholder?")

@@ -17,6 +17,7 @@ class Refusal(OSError):
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"refused as {reason}: {detail}")
+        self.reason = reason
 
 
 class Budget:

@@ -59,6 +59,11 @@ def cut_table(
         return DownloadPlan(sorted(names), sorted(missing.done), table.rows, missing.rows, missing.known_url)
 
 
+def cut_rows(rows: pa.Table, rows_per_shard: int, settings: str, prefix: str) -> dict[str, pa.Table]:
+    """Rows in the order of uid, cut into shards by name: the hash of rows and settings behind the prefix."""
+    return {f"{prefix}{_shard_name(cut, settings)}": cut for cut in _cuts([rows], rows_per_shard)}
+
+
 class _Missing:
     """Leaves out the rows that stand, and counts."""
 

@@ -34,11 +34,14 @@ from blip_core.data.fetch import (
 from blip_core.data.guard import Limits
 from blip_core.data.images import MAX_PIXELS, StoredImage, UnreadableImage, store_image
 from blip_core.data.known import KnownImages, known_images
+from blip_core.data.outage import check_network
 from blip_core.data.shards import (
+    RETRY_PREFIX,
     ROW_GROUP_ROWS,
     SETTINGS_KEY,
     SHARD_SCHEMA,
     SHARD_VERSION,
+    TRANSIENT,
     read_shard,
     write_shard,
 )
@@ -48,9 +51,7 @@ from blip_core.files import atomic_file, fingerprint
 from blip_core.settings import Settings, setting
 from blip_core.workspace import Workspace
 
-# Reasons that may be gone a minute later. A shard in which every fetch failed so says nothing about its images.
 TEMPORARY = ".tmp"
-TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted", "overloaded"})
 # Before a URL is tried again: twice as long every time, and as long as its server asks; one that asks for more than
 # LONGEST_PAUSE is not tried again.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -77,10 +78,20 @@ class DownloadConfig(Settings):
         False, "ask loopback, private, link-local and other addresses that are not public too: for tests and intranets"
     )
     retries: int = setting(1, "how often URLs that failed for a passing reason are tried again", ge=0)
+    outage_below: float = setting(
+        0.5,
+        "a shard is not written, and tried again later, where the share of its URLs that are answered is surely below "
+        "this part of that of the shards before it; 0: it is written",
+        ge=0,
+        le=1,
+    )
+    robots_txt: bool = setting(False, "ask each host for its robots.txt, and for no URL that it forbids user_agent")
     min_side: int = setting(10, "images with a shorter side of fewer pixels are refused", ge=1)
     max_pixels: int = setting(MAX_PIXELS, "images of more pixels are refused before they are decoded", ge=1)
     user_agent: str = setting(
-        "capfilt", "the name that servers and their X-Robots-Tag rules see", pattern="^[A-Za-z][A-Za-z0-9._-]*$"
+        "capfilt",
+        "the name that servers, their X-Robots-Tag and their robots.txt see",
+        pattern="^[A-Za-z][A-Za-z0-9._-]*$",
     )
 
 
@@ -120,17 +131,30 @@ def plan_shards(
     """
     remove_left_folders(workspace.scratch / TEMPORARY)
     settings = settings_hash(config)
-
-    def put(name: str, rows: pa.Table) -> None:
-        with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
-            pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings}), temporary)
-
-    plan = cut_table(web, config.rows_per_shard, settings, workspace, before, put)
-    names = set(plan.names)
-    for path in workspace.plans.glob("*.parquet"):
-        if path.stem not in names:
-            path.unlink(missing_ok=True)
+    plan = cut_table(
+        web,
+        config.rows_per_shard,
+        settings,
+        workspace,
+        before,
+        lambda name, rows: write_plan(workspace, name, rows, settings),
+    )
+    remove_other_plans(workspace, plan.names, retried=False)
     return plan
+
+
+def write_plan(workspace: Workspace, name: str, rows: pa.Table, settings: str) -> None:
+    """Writes the rows of a shard that is to be fetched."""
+    with atomic_file(workspace.plans / f"{name}.parquet") as temporary:
+        pq.write_table(rows.replace_schema_metadata({SETTINGS_KEY: settings}), temporary)
+
+
+def remove_other_plans(workspace: Workspace, names: Sequence[str], retried: bool) -> None:
+    """Removes the plans of other shards than these, of one kind: of retries, or not."""
+    kept = set(names)
+    for path in workspace.plans.glob("*.parquet"):
+        if path.stem not in kept and path.stem.startswith(RETRY_PREFIX) == retried:
+            path.unlink(missing_ok=True)
 
 
 def preview_plan(
@@ -157,25 +181,27 @@ def download_shard(
             workspace's folder under the same name. None: this machine fetches.
 
     Raises:
-        DownloadError: there is no plan of that name with these settings, img2dataset did not run, or every single
-            URL failed for a reason that may pass (the network is down). No shard is left then; try again later.
+        DownloadError: there is no plan of that name with these settings, img2dataset did not run, or so many URLs
+            failed for a reason that may pass that the network is down (check_network). No shard is left then; try
+            again later.
     """
     started = time.monotonic()
     target, plan = workspace.shard(name), workspace.plans / f"{name}.parquet"
     skipped = target.exists()
     if not skipped:
         denied = read_denied(workspace)
-        rows = veil_rows(_read_plan(plan, name, config), denied)
+        rows = veil_rows(read_plan(plan, name, config), denied)
         with temporary_folder(workspace.scratch / TEMPORARY, name) as folder:
-            answers = _fetch(_web_urls(rows), folder, config, progress, ray_address)
-            _check_answers(name, answers)
-            groups = _groups(rows, answers, config, known_images(workspace, before), denied)
+            answers = fetch(web_urls(rows), folder, config, progress, ray_address)
+            check_network(name, answers, workspace, config.outage_below)
+            groups = row_groups(rows, answers, config, known_images(workspace, before), denied)
             write_shard(target, groups, settings_hash(config), rows.num_rows)
     plan.unlink(missing_ok=True)
-    return _summary(name, target, time.monotonic() - started, skipped)
+    return read_summary(name, target, time.monotonic() - started, skipped)
 
 
-def _read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
+def read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
+    """The rows of a shard that is to be fetched. Raises DownloadError where there is no such plan."""
     try:
         rows = pq.read_table(stores.readable(path), partitioning=None)
     except stores.errors(pa.ArrowException) as error:
@@ -185,7 +211,7 @@ def _read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
     return rows
 
 
-def _web_urls(rows: pa.Table) -> list[str]:
+def web_urls(rows: pa.Table) -> list[str]:
     """The distinct URLs that may be fetched, sorted."""
     values = rows.drop_columns(["uid", "caption"]).to_pylist()
     return sorted({row["url"].strip() for row in values if _refusal(row) is None})
@@ -205,7 +231,7 @@ def _refusal(row: dict[str, Any]) -> str | None:
     return "credentials_refused" if CREDENTIALS.match(url.strip()) else None
 
 
-def _fetch(
+def fetch(
     urls: list[str], folder: Path, config: DownloadConfig, progress: Progress | None, ray_address: str | None
 ) -> dict[str, Fetched]:
     """One attempt for all URLs, and `retries` more for those that failed for a reason that may pass."""
@@ -246,25 +272,14 @@ def _further(answers: dict[str, Fetched], progress: Progress | None) -> Progress
     return None if progress is None else lambda images: progress(arrived + images)
 
 
-def _check_answers(name: str, answers: dict[str, Fetched]) -> None:
-    if answers and all(answer.reason in TRANSIENT for answer in answers.values()):
-        counts = Counter(answer.reason for answer in answers.values())
-        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
-        message = next(iter(answers.values())).message
-        raise DownloadError(
-            f"shard {name}: none of its {len(answers)} URLs could be fetched ({listed}; for example: {message}); "
-            "no shard was written. The network or the hosts are down: run again when they answer"
-        )
-
-
-def _groups(
+def row_groups(
     rows: pa.Table, answers: dict[str, Fetched], config: DownloadConfig, known: KnownImages, denied: Denied
 ) -> Iterator[pa.Table]:
     """The shard's row groups, decoded one after the other so that memory stays bounded."""
     with ThreadPoolExecutor(config.processes or os.cpu_count() or 1) as pool:
         for start in range(0, rows.num_rows, ROW_GROUP_ROWS):
             group = rows.slice(start, ROW_GROUP_ROWS)
-            urls = _web_urls(group)
+            urls = web_urls(group)
             images = dict(zip(urls, pool.map(lambda url: _image(answers[url], config), urls), strict=True))
             shown = [_row(row, images, known, denied) for row in group.to_pylist()]
             yield pa.Table.from_pylist(shown, schema=SHARD_SCHEMA)
@@ -303,7 +318,8 @@ def _row(
     }
 
 
-def _summary(name: str, path: Path, seconds: float, skipped: bool) -> ShardSummary:
+def read_summary(name: str, path: Path, seconds: float, skipped: bool) -> ShardSummary:
+    """What a shard that stands holds."""
     reasons = Counter(read_shard(path, ["reason"])["reason"].to_pylist())
     ok = reasons.pop(None, 0)
     failed = sum(reasons.values())

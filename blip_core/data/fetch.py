@@ -50,6 +50,7 @@ MESSAGES = (
     (r"refused as forbidden_address\b", "forbidden_address"),
     (r"refused as credentials_refused\b", "credentials_refused"),
     (r"refused as too_many_bytes\b", "too_many_bytes"),
+    (r"refused as robots_txt\b", "robots_txt"),
     (r"refused as scheme_refused\b|Redirection to url '.*' is not allowed", "scheme_refused"),
     (r"refused as too_many_redirects\b|would lead to an infinite loop", "too_many_redirects"),
     (r"HTTP Error (404|410)\b", "not_found"),
@@ -155,7 +156,7 @@ def _arguments(urls: Path, output: Path, count: int, fetcher: Fetcher) -> dict[s
         "timeout": fetcher.timeout_s,
         "retries": 0,
         "max_shard_retry": 0,
-        "user_agent_token": fetcher.user_agent,
+        "user_agent_token": fetcher.user_agent.lower(),  # with which it compares that of an X-Robots-Tag in lower case
         "disallowed_header_directives": ROBOTS_DIRECTIVES,
         "distributor": "multiprocessing" if fetcher.ray_address is None else "ray",
     }

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from email.message import Message
 from functools import partial
-from typing import IO, Any, NamedTuple, NoReturn, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 from urllib.parse import urlsplit
 from urllib.request import Request
 
@@ -23,7 +23,11 @@ from blip_core.data.addresses import forbidden_kind
 from blip_core.data.budget import Budget, BudgetedResponse, Refusal
 from blip_core.data.hosts import Hosts
 
+if TYPE_CHECKING:
+    from blip_core.data.robots import Robots
+
 SCHEMES = ("http", "https")
+HEAD_BYTES = 65_536  # of an answer, beside a body that is cut
 
 Resolve = Callable[..., list[tuple[Any, ...]]]  # socket.getaddrinfo, or what tests put in its place
 Connect = Callable[[Budget, tuple[str, int], float, object], socket.socket]
@@ -38,6 +42,8 @@ class Limits(NamedTuple):
     max_redirects: int = 10
     per_host: int = 0  # connections to one host at a time; 0: any number
     host_pause_s: float = 0  # seconds between the beginnings of two requests to one host
+    robots_txt: bool = False  # whether each host is asked for its robots.txt first
+    user_agent: str = "capfilt"  # that its rules may be for
 
 
 def install_guard(limits: Limits) -> None:
@@ -47,11 +53,14 @@ def install_guard(limits: Limits) -> None:
 
 def guarded_opener(limits: Limits, resolve: Resolve | None = None) -> urllib.request.OpenerDirector:
     """An opener for http and https alone, which keeps the limits."""
-    door = Door(limits, resolve)
+    return _opener(limits, Door(limits, resolve))
+
+
+def _opener(limits: Limits, door: "Door") -> urllib.request.OpenerDirector:
     proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme in SCHEMES}
     opener = urllib.request.OpenerDirector()
     for handler in (
-        _Admission(limits),
+        _Admission(limits, _robots(limits, door) if limits.robots_txt else None),
         urllib.request.ProxyHandler(proxies),
         urllib.request.UnknownHandler(),
         _Http(door),
@@ -62,6 +71,15 @@ def guarded_opener(limits: Limits, resolve: Resolve | None = None) -> urllib.req
     ):
         opener.add_handler(handler)
     return opener
+
+
+def _robots(limits: Limits, door: "Door") -> "Robots":
+    """The rules of hosts, asked for through the same door."""
+    from blip_core.data import robots  # which only those who ask for it need a library for
+
+    most = robots.MAX_BYTES + HEAD_BYTES
+    own = limits._replace(max_bytes=most, max_redirects=robots.MAX_REDIRECTS, robots_txt=False)
+    return robots.Robots(limits.user_agent, _opener(own, door).open)
 
 
 class Door:
@@ -110,17 +128,22 @@ class _Admission(urllib.request.BaseHandler):
 
     handler_order = 50  # before a proxy takes the host's place in the request
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, robots: "Robots | None") -> None:
         self._limits = limits
+        self._robots = robots
 
     def http_request(self, request: Request) -> Request:
-        """Refuses credentials, and gives a URL its budget."""
+        """Refuses credentials and what robots.txt forbids, and gives a URL its budget."""
         if "@" in (request.host or ""):
             raise Refusal("credentials_refused", "the URL has a user name in it")
         if not hasattr(request, "budget"):
             limits = self._limits
             request.budget = Budget(limits.url_s, limits.max_bytes, limits.max_redirects)  # type: ignore[attr-defined]
         request.target = request.host  # type: ignore[attr-defined]
+        if self._robots:
+            began = time.monotonic()
+            self._robots.check(request)
+            request.budget.pause(time.monotonic() - began)  # type: ignore[attr-defined]
         return request
 
     https_request = http_request

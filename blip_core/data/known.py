@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blip_core.data.shards import read_shard
+from blip_core.data.shards import RETRY_PREFIX, read_shard
 from blip_core.workspace import Workspace
 
 # So many tell any number of images, URLs or uids apart; of a sha256 they are the half.
@@ -87,8 +87,9 @@ def _digests(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _present(workspace: Workspace, names: Sequence[str]) -> list[str]:
+    """Those of retries first: where a URL stands twice, they have its image."""
     standing = {path.stem for path in workspace.shard_paths()} if names else set()
-    return [name for name in names if name in standing]
+    return sorted((name for name in names if name in standing), key=lambda name: not name.startswith(RETRY_PREFIX))
 
 
 def trimmed(urls: pa.ChunkedArray) -> pa.ChunkedArray:

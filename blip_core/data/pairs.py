@@ -19,6 +19,7 @@ from blip_core import stores
 from blip_core.data.shards import IMAGES_AHEAD
 from blip_core.data.tables import PairTable
 from blip_core.errors import InputError, ShardError
+from blip_core.texts import MAX_CHARACTERS
 
 # Images are decoded from Parquet so many rows at a time, their compressed bytes read through a buffer of so many.
 ROWS_AT_ONCE = 64
@@ -214,10 +215,15 @@ def _group_texts(source: PairSource, rows: pa.Table) -> Iterator[tuple[int, list
 def _captions(source: PairSource, rows: pa.Table) -> list[str | list[str] | None]:
     """What is written of each row's image: in the row itself, or in the corpus part."""
     if source.texts is None:
-        return rows[source.caption].to_pylist()
+        return _bounded(rows[source.caption]).to_pylist()
     kept = _read(source.texts, None, ["uid", "text", "source"])
     kept = kept.filter(pc.not_equal(kept["source"], "human"))
     texts: dict[str, list[str]] = {}
     for uid, text in zip(kept["uid"].to_pylist(), kept["text"].to_pylist(), strict=True):
         texts.setdefault(uid, []).append(text)
     return [texts.get(uid) for uid in rows[source.uid].to_pylist()]
+
+
+def _bounded(captions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Strings without what stands behind the most that is read of one; lists of them as they are."""
+    return pc.utf8_slice_codeunits(captions, 0, MAX_CHARACTERS) if pa.types.is_string(captions.type) else captions

@@ -25,6 +25,9 @@ IMAGES_AHEAD = 2**23
 SCHEMA_KEY = "capfilt.schema"
 SETTINGS_KEY = "capfilt.settings"
 
+# Shards of rows that failed in others for a passing reason, and were settled by another try (blip_core.data.retry).
+RETRY_PREFIX = "retry-"
+
 SHARD_SCHEMA = pa.schema(
     {
         "uid": pa.string(),
@@ -59,6 +62,7 @@ REASONS = {
     "overloaded": "the server answered 429, 500, 502, 503 or 504",
     "http_error": "the server answered with another error",
     "refused_by_robots": "the server's X-Robots-Tag header forbids the use",
+    "robots_txt": "the host's robots.txt forbids user_agent the URL; it was not asked for",
     "tls": "the server's certificate or its TLS cannot be trusted",
     "dns": "the host's name could not be resolved",
     "connection": "the host could not be reached, or it broke the connection off",
@@ -74,6 +78,9 @@ REASONS = {
     "denied_image": "the image is on the deny list; the row's URL and text are not kept",
     "duplicate_image": "a shard that stood when the round began has the same image",
 }
+
+# Reasons that may be gone a minute later.
+TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted", "overloaded"})
 
 
 def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:

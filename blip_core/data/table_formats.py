@@ -1,8 +1,9 @@
 """Streams the rows of one file of a table of URLs, whatever its format: a few megabytes of it are held.
 
 Text is read by Python's own csv and json, which know the line of whatever is wrong; hashing the rows takes longer than
-reading them. Comma-separated text is RFC 4180's, quotes and line breaks within quotes included; in tab-separated text
-a quote is a character like any other, for a web text with one quote must not swallow rows.
+reading them. A byte that is no UTF-8 ends no table: U+FFFD stands for it. Comma-separated text is RFC 4180's, quotes
+and line breaks within quotes included; in tab-separated text a quote is a character like any other, for a web text with
+one quote must not swallow rows.
 """
 
 import csv
@@ -11,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from blip_core import stores
 from blip_core.data.table_columns import Columns
 from blip_core.data.table_files import format_of, opened, opened_text
+from blip_core.data.utf8 import as_texts, without_surrogates
 from blip_core.errors import InputError
 
 WHAT = "a table of URLs"
@@ -33,17 +35,14 @@ LARGEST_FIELD = 2**24
 LARGEST_OBJECT = 2**26
 JSON_CHARACTERS = 2**20
 BETWEEN_OBJECTS = re.compile(r"[\s,]*")
-NOT_UTF8 = "is not UTF-8; save the table in that encoding"
+REPLACED = "\ufffd"  # what stands for bytes that are no UTF-8
 
 Choose = Callable[[Sequence[str], str], Columns]
 """The columns of a file (the second argument), chosen from the names that it has."""
 
 
-class _Row(NamedTuple):
-    """One row of text: where it stands, and its URL, web text and uid."""
-
-    place: int
-    values: tuple[Any, ...]
+Row = tuple[str | None, ...]
+"""URL, web text, and uid where there is one."""
 
 
 def read_file(path: str, choose: Choose, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -85,24 +84,13 @@ def _parquet(path: str, choose: Choose) -> Iterator[pa.Table]:
 
 def _normal(columns: dict[str, pa.Array], path: str, row: int) -> pa.Table:
     """Strings of one kind, whatever kind of string or integer they were."""
-    strings = {name: _strings(column, path, row) for name, column in columns.items()}
+    strings = {name: as_texts(column) for name, column in columns.items()}
     strings["caption"] = pc.fill_null(strings["caption"], "")
     uid = strings.get("uid")
     if uid is not None and uid.null_count:
         place = row + pc.index(pc.is_null(uid), True).as_py()
         raise InputError(f"{path}: row {place} has no uid; every row needs one")
     return pa.table(strings)
-
-
-def _strings(column: pa.Array, path: str, row: int) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    column = column.cast(pa.string())
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: a text of the rows {row} to {row + len(column) - 1} {NOT_UTF8}") from error
-    return column
 
 
 def _check_type(schema: pa.Schema, name: str, path: str, usable: Callable[[pa.DataType], bool], expected: str) -> None:
@@ -124,17 +112,17 @@ def _is_uid(kind: pa.DataType) -> bool:
 def _separated(
     file: io.BufferedReader, path: str, choose: Choose, names: Sequence[str] | None, tabs: bool
 ) -> Iterator[pa.Table]:
-    # A byte that is not UTF-8 becomes a surrogate, which is found when its row is: reading is far ahead of the rows.
-    text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+    text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="")
     lines = _separated_lines(text, path, tabs)
     if names is None:
         line, names = next(lines, (0, []))
         if not names:
             raise InputError(f"{path}: is empty; its first line names the columns")
-        _check_encoding(names, path, line)
+        if any(REPLACED in name for name in names):
+            raise InputError(f"{path}: line {line} is not UTF-8; save the table in that encoding")
     columns = choose(names, path)
     places = [names.index(column) for _, column in _named(columns)]
-    yield from _tables(_separated_rows(lines, path, len(names), places), path, columns)
+    yield from _tables(_separated_rows(lines, path, len(names), places), columns)
 
 
 def _separated_lines(text: TextIO, path: str, tabs: bool) -> Iterator[tuple[int, list[str]]]:
@@ -155,17 +143,17 @@ def _separated_lines(text: TextIO, path: str, tabs: bool) -> Iterator[tuple[int,
 
 def _separated_rows(
     lines: Iterator[tuple[int, list[str]]], path: str, width: int, places: Sequence[int]
-) -> Iterator[_Row]:
+) -> Iterator[Row]:
     for line, fields in lines:
         if len(fields) != width:
             raise InputError(f"{path}: line {line} has {len(fields)} fields, and the table has {width} columns")
-        yield _Row(line, tuple(fields[place] for place in places))
+        yield tuple(fields[place] for place in places)
 
 
 def _json(file: io.BufferedReader, path: str, choose: Choose, one_list: bool) -> Iterator[pa.Table]:
     """One list of objects, as BLIP's own files are; one object of lists, as SBU's is; or an object a line."""
     if one_list and file.peek(1).lstrip().startswith(b"["):
-        objects, noun = _list_items(io.TextIOWrapper(file, "utf-8"), path), "row"
+        objects, noun = _list_items(io.TextIOWrapper(file, "utf-8", errors="replace"), path), "row"
     else:
         objects, noun = _json_lines(file, path, one_list), "line"
     head = list(islice(objects, ROWS_FOR_NAMES))
@@ -174,10 +162,10 @@ def _json(file: io.BufferedReader, path: str, choose: Choose, one_list: bool) ->
             raise _no_object(path, noun, place)
     if head:
         columns = choose(list(dict.fromkeys(name for _, value in head for name in value)), path)
-        yield from _tables(_json_rows(chain(head, objects), path, noun, columns), path, columns)
+        yield from _tables(_json_rows(chain(head, objects), path, noun, columns), columns)
 
 
-def _json_rows(objects: Iterator[tuple[int, Any]], path: str, noun: str, columns: Columns) -> Iterator[_Row]:
+def _json_rows(objects: Iterator[tuple[int, Any]], path: str, noun: str, columns: Columns) -> Iterator[Row]:
     kinds = {"url": (str, "text"), "caption": (str, "text"), "uid": (str | int, "text or an integer")}
     wanted = [(column, *kinds[name]) for name, column in _named(columns)]
     for place, value in objects:
@@ -191,15 +179,13 @@ def _json_rows(objects: Iterator[tuple[int, Any]], path: str, noun: str, columns
             if values[-1] is None:
                 raise InputError(f"{path}: {noun} {place} has no '{columns.uid}'; every row needs a uid")
             values[-1] = str(values[-1])
-        yield _Row(place, tuple(map(_without_surrogates, values)))
+        yield tuple(map(without_surrogates, values))
 
 
 def _json_lines(file: io.BufferedReader, path: str, one_list: bool) -> Iterator[tuple[int, Any]]:
     for line, data in enumerate(file, start=1):
         try:
-            value = json.loads(data.decode()) if data.strip() else None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: line {line} {NOT_UTF8}") from error
+            value = json.loads(data.decode("utf-8", "replace")) if data.strip() else None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {line} is no JSON ({error})") from error
         if one_list and line == 1 and isinstance(value, dict) and value and _all_lists(value):
@@ -233,45 +219,24 @@ def _list_items(text: TextIO, path: str) -> Iterator[tuple[int, Any]]:
             row += 1
 
 
-def _tables(rows: Iterator[_Row], path: str, columns: Columns) -> Iterator[pa.Table]:
-    held: list[_Row] = []
+def _tables(rows: Iterator[Row], columns: Columns) -> Iterator[pa.Table]:
+    held: list[Row] = []
     characters = 0
     for row in rows:
         held.append(row)
-        characters += sum(len(value) for value in row.values if value is not None)
+        characters += sum(len(value) for value in row if value is not None)
         if len(held) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
-            yield _table(held, path, columns)
+            yield _table(held, columns)
             held, characters = [], 0
     if held:
-        yield _table(held, path, columns)
+        yield _table(held, columns)
 
 
-def _table(rows: list[_Row], path: str, columns: Columns) -> pa.Table:
-    values = zip(*(row.values for row in rows), strict=True)
-    try:
-        arrays = {
-            name: pa.array(column, pa.string()) for (name, _), column in zip(_named(columns), values, strict=True)
-        }
-    except UnicodeEncodeError:
-        for row in rows:
-            _check_encoding(row.values, path, row.place)
-        raise
+def _table(rows: list[Row], columns: Columns) -> pa.Table:
+    values = zip(*rows, strict=True)
+    arrays = {name: pa.array(column, pa.string()) for (name, _), column in zip(_named(columns), values, strict=True)}
     arrays["caption"] = pc.fill_null(arrays["caption"], "")
     return pa.table(arrays)
-
-
-def _check_encoding(texts: Sequence[str], path: str, line: int) -> None:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path}: line {line} {NOT_UTF8}") from error
-
-
-def _without_surrogates(text: str | None) -> str | None:
-    """JSON can say half of a character: a replacement character stands for it."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _named(columns: Columns) -> list[tuple[str, str]]:

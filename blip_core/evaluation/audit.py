@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip_core import stores
-from blip_core.corpus.schemas import EMPTY_TEXT
+from blip_core.corpus.schemas import EMPTY_TEXT, TEXT_TOO_LONG
 from blip_core.errors import InputError
 from blip_core.scenes.grammar import is_right
 from blip_core.workspace import Workspace
@@ -114,7 +114,7 @@ def _verdicts(folder: Path, known: dict[str, tuple[str, dict[str, Any] | None]],
     parts = sorted(folder.glob("*.parquet"))
     for rows in stores.each(parts, lambda part: pq.read_table(stores.readable(part), columns=columns)):
         for row in rows.to_pylist():
-            if row.get("reason") in (None, EMPTY_TEXT):
+            if row.get("reason") in (None, EMPTY_TEXT, TEXT_TOO_LONG):
                 right = _is_right(row["source"], row["text"], *known.get(row["uid"], (None, None)))
                 yield Verdict(row["source"], right, row["itm_score"])
 

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip_core import stores
+from blip_core.corpus.catalog import quoted
+from blip_core.corpus.retried import any_retried, settled_once
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
 from blip_core.corpus.selection import BEST_OF_KEY, WHERE_KEY
 from blip_core.corpus.sql import let_reach
@@ -47,7 +49,11 @@ class RoundTables:
             let_reach(connection, workspace.root)
             for name, (folder, schema) in folders.items():
                 parts = [str(part) for part in sorted(folder.glob("*.parquet"))]
-                if parts and stores.is_remote(folder):
+                if parts and name == "images" and any_retried(workspace):
+                    read = f"read_parquet({quoted(f'{glob.escape(str(folder))}/*.parquet')}, filename = true)"
+                    query = f"SELECT * EXCLUDE (filename) FROM {read} WHERE {settled_once(read)}"  # noqa: S608
+                    connection.sql(query).create_view(name)
+                elif parts and stores.is_remote(folder):
                     connection.read_parquet(f"{glob.escape(str(folder))}/*.parquet").create_view(name)
                 elif parts:
                     connection.read_parquet(parts).create_view(name)

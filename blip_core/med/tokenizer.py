@@ -22,6 +22,7 @@ from blip_core import stores
 from blip_core.copies import local_copy
 from blip_core.errors import CheckpointError, InputError, first_line
 from blip_core.med.word_pieces import DECODE, ENCODE, END, FILES, HUB_ERRORS, HUB_FILES, MASK, PAD, START, UNKNOWN
+from blip_core.texts import candidate_text
 
 
 class TokenBatch(NamedTuple):
@@ -177,7 +178,8 @@ def _pieces(vocabulary: dict[str, int], max_tokens: int) -> PreTrainedTokenizerF
 def clean_caption(text: str, max_words: int = 30) -> str:
     """The official `pre_caption`: lower case, some punctuation to spaces, at most `max_words` words.
 
+    Of what can be seen, and of so many characters as a caption may have (blip_core.texts).
     Source: salesforce/BLIP, data/utils.py.
     """
-    lowered = re.sub(r"([.!\"()*#:;~])", " ", text.lower())
+    lowered = re.sub(r"([.!\"()*#:;~])", " ", candidate_text(text).text.lower())
     return " ".join(lowered.split()[:max_words])

@@ -1,5 +1,6 @@
 """Commands that run the cycle or one of its steps: demo, bootstrap, clean, download, pretrain and so on."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -56,28 +57,60 @@ def _flow_command(name: str, summary: str) -> None:
         json: Json = False,
         verbose: Verbose = False,
     ) -> None:
-        loaded = load(config, settings, {"workspace": workspace, "seed": seed, "round": round})
-        from flows.checks import check_inputs
-        from flows.run import run_flow
-
-        check_inputs(name, loaded)
-        run_flow(name, loaded, verbose)
-        if json:
-            print_report(loaded)
-        else:
-            typer.echo(f"{name}: done in {loaded.workspace}, round {loaded.round}", err=True)
+        _run(name, config, workspace, seed, round, settings, json, verbose)
 
     app.command(name, help=summary)(command)
 
 
+def _run(
+    name: str,
+    config: Path,
+    workspace: str | None,
+    seed: int | None,
+    round: int | None,
+    settings: list[str] | None,
+    json: bool,
+    verbose: bool,
+    **parameters: object,
+) -> None:
+    """Runs one flow of a configuration, with further parameters."""
+    loaded = load(config, settings, {"workspace": workspace, "seed": seed, "round": round})
+    from flows.checks import check_inputs
+    from flows.run import run_flow
+
+    check_inputs(name, loaded)
+    run_flow(name, loaded, verbose, **parameters)
+    if json:
+        print_report(loaded)
+    else:
+        typer.echo(f"{name}: done in {loaded.workspace}, round {loaded.round}", err=True)
+
+
 _flow_command("bootstrap", "The whole cycle on your data: from a URL table to a corpus and a retrained model.")
-_flow_command("download", "Fetch the URL table's images into shards.")
 _flow_command("pretrain", "Pre-train MED on the shards and the human pairs.")
 _flow_command("finetune", "Fine-tune the Captioner and the Filter on the human pairs.")
 _flow_command("annotate", "Caption and score the images of every shard.")
 _flow_command("publish", "Write the corpus: the candidates that pass the predicate, and the human pairs.")
 _flow_command("retrain", "Train a MED on the corpus, and one on the raw web pairs to compare with.")
 _flow_command("evaluation", "Measure the trained models on the held-out pairs.")
+
+
+@app.command()
+def download(
+    config: ConfigFile,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Only tries again what failed in the shards for a reason that may pass."),
+    ] = False,
+    workspace: WorkspaceOption = None,
+    seed: SeedOption = None,
+    round: RoundOption = None,
+    settings: Settings = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fetch the URL table's images into shards."""
+    _run("download", config, workspace, seed, round, settings, json, verbose, retry_failed=retry_failed)
 
 
 @app.command()

@@ -105,7 +105,7 @@ def test_a_missing_table_is_named(tmp_path: Path) -> None:
     [
         ("noise.parquet", bytes(range(256)) * 8),
         ("noise.csv", b"\xff\xfe\x00\x01,\n\x80\x81\n"),
-        ("noise.tsv", b"url\tcaption\n\xff\xfe\t\x80\n"),
+        ("noise.tsv", b"\xff\xfe\t\x80\nurl\tcaption\n"),
         ("noise.json", b'[{"url": '),
         ("noise.jsonl", b'{"url": "u", '),
         ("number.json", b"[1, 2]"),
