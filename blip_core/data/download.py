@@ -131,14 +131,11 @@ def plan_shards(
     """
     remove_left_folders(workspace.scratch / TEMPORARY)
     settings = settings_hash(config)
-    plan = cut_table(
-        web,
-        config.rows_per_shard,
-        settings,
-        workspace,
-        before,
-        lambda name, rows: write_plan(workspace, name, rows, settings),
-    )
+
+    def put(name: str, rows: pa.Table) -> None:
+        write_plan(workspace, name, rows, settings)
+
+    plan = cut_table(web, config.rows_per_shard, settings, workspace, before, put)
     remove_other_plans(workspace, plan.names, retried=False)
     return plan
 
