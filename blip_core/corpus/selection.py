@@ -183,7 +183,7 @@ def _rules(config: PublishConfig, lost: str | None) -> dict[str, str]:
 
 def count_reasons(reasons: pa.Array) -> dict[str, int]:
     """How many candidates each rule rejected, in the order of the rules; those that rejected none are not named."""
-    found = {count["values"]: count["counts"] for count in pc.valuecounts_of(reasons.drop_null()).to_pylist()}
+    found = {count["values"]: count["counts"] for count in pc.value_counts(reasons.drop_null()).to_pylist()}
     return {reason: found[reason] for reason in REJECTIONS if reason in found}
 
 
@@ -222,7 +222,7 @@ def standing_fingerprint(target: Path, denied: Denied = NOTHING) -> str | None:
 def read_summary(target: Path, skipped: bool) -> PublishSummary:
     """The summary of a corpus part, read back from the part itself."""
     metadata = check_part(target, CORPUS_VERSION)
-    counts = pq.read_table(stores.readable(target), columns=["source"])["source"].valuecounts_of().to_pylist()
+    counts = pq.read_table(stores.readable(target), columns=["source"])["source"].value_counts().to_pylist()
     by_source = {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: count["values"])}
     rejected, by_reason = int(metadata[REJECTED_KEY]), json.loads(metadata.get(REJECTIONS_KEY, "{}"))
     return PublishSummary(target.stem, sum(by_source.values()), rejected, by_source, skipped, by_reason)
