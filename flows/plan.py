@@ -10,6 +10,7 @@ from rich.table import Table
 from blip_core.capfilt.parts import batch_size_on
 from blip_core.capfilt.probe import SECONDS, Probe, probe
 from blip_core.config import BootstrapConfig
+from blip_core.corpus.rules import further_rules
 from blip_core.data.cutting import DownloadPlan
 from blip_core.data.decoding import default_workers
 from blip_core.data.download import preview_plan
@@ -96,6 +97,7 @@ def _settings(config: BootstrapConfig) -> dict[str, Any]:
         "generation": config.generation.method,
         "seed": config.seed,
         "where": config.publish.where,
+        "rules": further_rules(config.publish),
         "human_pairs": config.human.path if config.human else None,
     }
 

@@ -1,5 +1,6 @@
 """What `capfilt explain` shows people. All texts are the web's: they are printed as they stand, escaped."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,8 @@ def print_story(story: dict[str, Any]) -> None:
     for pair in story["human"]:
         say(f"human text {pair['text']!r}, of the image {pair['image_sha256']}")
     for made in story["rounds"]:
-        rule = f"keeps where {made['where']}{', the best synthetic text' if made['best_of'] else ''}"
+        others = "".join(f", {key} {json.dumps(value)}" for key, value in made["rules"].items())
+        rule = f"keeps where {made['where']}{others}"
         shown = ", the promoted one," if made["promoted"] else ""
         say(f"round {made['round']}{shown} {rule if made['where'] else 'is not published'}")
         for row in made["candidates"]:

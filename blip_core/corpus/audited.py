@@ -3,12 +3,10 @@
 `evaluation/answers.py` writes it; here it is read, for all who show a round.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
-from blip_core.corpus.schemas import CORPUS_VERSION
-from blip_core.corpus.selection import WHERE_KEY
-from blip_core.data.shards import check_part
+from blip_core.corpus.rules import further_rules
+from blip_core.corpus.selection import published_rules
 from blip_core.files import read_json
 from blip_core.workspace import Round
 
@@ -30,14 +28,16 @@ class AuditedNoise(NamedTuple):
 def audited_noise(made: Round) -> AuditedNoise | None:
     """The noise of a round's corpus by hand; None where nobody has marked it.
 
-    None as well where the corpus was published under another predicate since: it is another one then. Raises
+    None as well where the corpus was published under other rules since: it is another one then. Raises
     WorkspaceError where audit.json is torn, ShardError where a part of the corpus is.
     """
     if not made.audit.exists():
         return None
     found = read_json(made.audit)
     noise = found["estimates"]["all"]["corpus_noise"]
-    if noise is None or found["where"] != _published(made):
+    rules = published_rules(made.corpus)
+    published = (rules.where, further_rules(rules)) if rules else (None, {})
+    if noise is None or (found["where"], found["rules"]) != published:
         return None
     return AuditedNoise(noise["value"], noise["low"], noise["high"], found["level"], found["right"] + found["wrong"])
 
@@ -46,10 +46,3 @@ def audited_columns(made: Round) -> dict[str, float | None]:
     """The same as AUDITED, which are None where it is."""
     found = audited_noise(made)
     return dict(zip(AUDITED, found[:3] if found else (None, None, None), strict=True))
-
-
-def _published(made: Round) -> str | None:
-    """The predicate of the corpus that stands; the human pairs have none."""
-    parts: list[Path] = sorted(made.corpus.glob("*.parquet"))
-    said = (check_part(part, CORPUS_VERSION).get(WHERE_KEY) for part in parts)
-    return next((where for where in said if where is not None), None)

@@ -7,6 +7,7 @@ import duckdb
 
 from blip_core.corpus.query import reading
 from blip_core.corpus.reasons import published_image, verdict_of
+from blip_core.corpus.rules import further_rules
 from blip_core.corpus.sql import one_line
 from blip_core.corpus.trained import MODELS, Traces, trained_on
 from blip_core.errors import CheckpointError, InputError, QueryError
@@ -30,7 +31,7 @@ def explain(workspace: Workspace, uid: str) -> dict[str, Any]:
     """What the workspace knows of an image, JSON-like.
 
     Returns {"uid", "images": [a row of `images`, without the bytes, for each shard that has it], "human": [{"text",
-    "image_sha256"}], "rounds": [{"round", "promoted", "where", "best_of", "candidates": [a row of `annotations` with
+    "image_sha256"}], "rounds": [{"round", "promoted", "where", "rules", "candidates": [a row of `annotations` with
     "kept" (None before the round was published), "rejected_by" (a key of REJECTIONS, None where none did) and "why"]}],
     "models": {digest: {"kind", "folder", "round", and what its config.json tells of ORIGIN}}, "trained": {digest: how
     that model was trained on the image}}; a model that lies in no round of the workspace has none of those. Raises
@@ -86,8 +87,8 @@ def _round(workspace: Workspace, made: Round, candidates: list[dict[str, Any]]) 
     parts = {row["shard"]: published_image(workspace, made, row["shard"], row["uid"]) for row in candidates}
     rows = [{**row, **verdict_of(row, parts[row["shard"]])} for row in candidates]
     rules = next((part.rules for part in parts.values() if part is not None), None)
-    where, best_of = (None, None) if rules is None else (rules.where, rules.best_of)
-    return {"round": made.number, "where": where, "best_of": best_of, "candidates": rows}
+    where, others = (None, {}) if rules is None else (rules.where, further_rules(rules))
+    return {"round": made.number, "where": where, "rules": others, "candidates": rows}
 
 
 def describe_models(workspace: Workspace, digests: set[str]) -> dict[str, dict[str, Any]]:

@@ -4,8 +4,9 @@ A rule that sees one candidate alone is an expression of SQL over its columns, a
 is rejected. They are asked in the order of REJECTIONS, and the first that fails is the reason (docs/selection.md).
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 from blip_core.errors import ConfigError
 from blip_core.settings import Settings, setting
@@ -144,6 +145,23 @@ def rules_of(config: PublishConfig) -> list[Rule]:
         "aspect": images.max_aspect and f"greatest(width, height) <= {images.max_aspect!r} * least(width, height)",
     }
     return [Rule(reason, passes) for reason, passes in limits.items() if passes]
+
+
+def further_rules(config: PublishConfig) -> dict[str, Any]:
+    """What is asked besides the predicate, JSON-like: the keys below `publish` that are not the default's."""
+    given, default = _keys(asdict(config)), _keys(asdict(PublishConfig()))
+    return {key: value for key, value in given.items() if value != default[key] and key != "where"}
+
+
+def _keys(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted keys of nested sections."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _keys(value, f"{above}{name}.")
+        else:
+            found[f"{above}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def looks_across(images: ImageRules) -> bool:

@@ -119,6 +119,15 @@ def read_rules(metadata: dict[str, str]) -> PublishConfig | None:
     return PublishConfig(metadata[WHERE_KEY], best_of, TextRules(**text), ImageRules(**rules.get("images", {})))
 
 
+def published_rules(corpus: Path) -> PublishConfig | None:
+    """The rules of the corpus that stands in a folder, as its first part has them; None where nothing is published.
+
+    Raises ShardError where a part is torn.
+    """
+    said = (read_rules(check_part(part, CORPUS_VERSION)) for part in sorted(corpus.glob("*.parquet")))
+    return next((rules for rules in said if rules is not None), None)
+
+
 def publish_human(human: PairTable, folder: Path, round: int, denied: Denied = NOTHING) -> PublishSummary:
     """Writes the human pairs as the corpus part `human-<fingerprint>.parquet`; they are not judged (BLIP, 3.3).
 
@@ -217,6 +226,11 @@ def standing_fingerprint(target: Path, denied: Denied = NOTHING) -> str | None:
         return None if denied and any(denied_rows(target, denied)) else found
     except ShardError:
         return None  # written anew
+
+
+def read_rejections(part: Path) -> Counter[str]:
+    """How many candidates a corpus part rejected, by reason. Raises ShardError where it is torn."""
+    return Counter(json.loads(check_part(part, CORPUS_VERSION).get(REJECTIONS_KEY, "{}")))
 
 
 def read_summary(target: Path, skipped: bool) -> PublishSummary:

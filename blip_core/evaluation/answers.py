@@ -35,7 +35,7 @@ class Answers(NamedTuple):
 def audit_answers(workspace: Workspace, path: Path, round: int | None = None) -> dict[str, Any]:
     """Estimates a round's noise and its Filter's quality from answers; stores them in `audit.json`, returns them.
 
-    The sample is drawn again and has to be the one that was answered. Keys: sample, round, seed, where, drawn,
+    The sample is drawn again and has to be the one that was answered. Keys: sample, round, seed, where, rules, drawn,
     right, wrong, unsure (pairs), level (of the intervals), estimates {all, web, synthetic: {MEASURES: value, low,
     high, or null where nothing tells}}, strata.
 
@@ -91,7 +91,7 @@ def estimates_of(sample: Sample, marks: Mapping[int, str], name: str = "the answ
         raise InputError(f"answers {name}: no pair is marked right or wrong; mark some on the page first")
     sources = sorted({stratum.source for stratum in sample.strata}, reverse=True)
     return {
-        **{key: getattr(sample, key) for key in ("round", "seed", "where")},
+        **{key: getattr(sample, key) for key in ("round", "seed", "where", "rules")},
         "sample": sample.name,
         "drawn": len(sample.drawn),
         **{mark: sum(numbers) for mark, numbers in by_answer.items()},

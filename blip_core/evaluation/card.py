@@ -60,7 +60,6 @@ def card(workspace: Workspace, round: int) -> str:
     with RoundTables.open(workspace, round) as tables:
         (images, scores), domains = tables.kept(), tables.domains()
         estimated, _ = tables.kept_noise()
-        best_of = tables.best_of()
     title = f"Corpus of round {round}"
     texts = sum(source["accepted"] for source in numbers["by_source"].values())
     body = (
@@ -69,7 +68,6 @@ def card(workspace: Workspace, round: int) -> str:
         .render(
             numbers,
             title=title,
-            best_of=best_of,
             kept_scores=scores,
             images_kept=images,
             estimated_noise=estimated,

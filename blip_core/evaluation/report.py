@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from blip_core.corpus.audited import audited_noise
+from blip_core.corpus.rules import further_rules
 from blip_core.errors import WorkspaceError
 from blip_core.evaluation.charts import score_histogram, training_curves
 from blip_core.evaluation.pictures import thumbnail
@@ -47,11 +48,11 @@ MEASURES = (
 def build_report(workspace: Workspace, round: int) -> dict[str, Any]:
     """The numbers of a round, JSON-like; what is not known (yet) is null or empty.
 
-    Keys: round, where, models {captioner, filter: digests}, images, candidates, accepted (web and synthetic texts),
-    human, by_source, scores {source: means}, unscored, download {rows, ok, failed, reasons}, web_noise, corpus_noise,
-    synthetic_noise, audited_noise {value, low, high, level, marked}, filter_auc, filter_auc_interval,
-    filter_precision, filter_recall, retrieval {model: ...}, captioning {model: ...}, images_per_second (annotated),
-    seconds {step: ...}.
+    Keys: round, where, rules {key: value}, models {captioner, filter: digests}, images, candidates, accepted (web and
+    synthetic texts), human, by_source, scores {source: means}, unscored, rejected {reason: candidates}, download {rows,
+    ok, failed, reasons}, web_noise, corpus_noise, synthetic_noise, audited_noise {value, low, high, level, marked},
+    filter_auc, filter_auc_interval, filter_precision, filter_recall, retrieval {model: ...}, captioning {model: ...},
+    images_per_second (annotated), seconds {step: ...}.
 
     Raises WorkspaceError where there is no such round.
     """
@@ -106,11 +107,12 @@ def _numbers(tables: RoundTables) -> dict[str, Any]:
     evaluation = _evaluation(paths.evaluation)
     audit = evaluation.get("audit") or {}
     by_hand = audited_noise(paths)
-    download, sources = tables.download(), tables.by_source()
+    download, sources, rules = tables.download(), tables.by_source(), tables.rules()
     seconds = read_json(paths.seconds) if paths.seconds.exists() else {}
     return {
         "round": tables.number,
-        "where": tables.predicate(),
+        "where": rules.where if rules else None,
+        "rules": further_rules(rules) if rules else {},
         "models": tables.models(),
         "images": download["ok"],
         "candidates": sources["web"]["candidates"] + sources["synthetic"]["candidates"],
@@ -119,6 +121,7 @@ def _numbers(tables: RoundTables) -> dict[str, Any]:
         "by_source": sources,
         "scores": tables.scores(),
         "unscored": tables.unscored(),
+        "rejected": tables.rejected(),
         "download": download,
         "web_noise": audit.get("web_noise"),
         "synthetic_noise": audit.get("synthetic_noise"),

@@ -8,10 +8,11 @@ size / drawn of its stratum, which blip_core/evaluation/estimates.py weighs it b
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from blip_core.corpus.rules import further_rules
 from blip_core.errors import WorkspaceError
 from blip_core.evaluation.audit import MATCH
 from blip_core.evaluation.tables import RoundTables
@@ -75,7 +76,8 @@ class Sample:
     round: int
     seed: int
     pairs: int
-    where: str | None
+    where: str
+    rules: dict[str, Any]  # further_rules
     strata: tuple[Stratum, ...]
     drawn: tuple[Pair, ...]
 
@@ -90,8 +92,8 @@ def draw_sample(workspace: Workspace, round: int, pairs: int = PAIRS, seed: int 
         there = ", ".join(map(str, workspace.round_numbers())) or "none"
         raise WorkspaceError(f"{workspace.round(round).root}: there is no round {round}; the rounds are: {there}")
     with RoundTables.open(workspace, round) as tables:
-        where = tables.predicate()
-        if where is None:
+        rules = tables.rules()
+        if rules is None:
             raise WorkspaceError(f"{workspace.round(round).corpus}: round {round} has no corpus to audit; publish it")
         sizes = _sizes(tables)
         if not sizes:
@@ -99,9 +101,10 @@ def draw_sample(workspace: Workspace, round: int, pairs: int = PAIRS, seed: int 
         numbers = _numbers(sizes, pairs)
         drawn = _draw(tables, numbers, seed)
     strata = tuple(_stratum(cell, size, numbers[cell]) for cell, size in sizes.items())
+    further = further_rules(rules)
     content = [[list(pair) for pair in drawn], [asdict(stratum) for stratum in strata]]
-    name = fingerprint(SAMPLE_VERSION, round, seed, pairs, where, content)
-    return Sample(name, round, seed, pairs, where, strata, drawn)
+    name = fingerprint(SAMPLE_VERSION, round, seed, pairs, rules.where, further, content)
+    return Sample(name, round, seed, pairs, rules.where, further, strata, drawn)
 
 
 def allocate(sizes: Sequence[int], pairs: int, least: int = LEAST) -> list[int]:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import pyarrow.parquet as pq
 from blip_core import stores
 from blip_core.corpus.catalog import quoted
 from blip_core.corpus.retried import any_retried, settled_once
+from blip_core.corpus.rules import REJECTIONS, PublishConfig
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
-from blip_core.corpus.selection import BEST_OF_KEY, WHERE_KEY
+from blip_core.corpus.selection import published_rules, read_rejections
 from blip_core.corpus.sql import let_reach
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.workspace import Workspace
@@ -99,21 +101,15 @@ class RoundTables:
             for name, column in columns.items()
         }
 
-    def predicate(self) -> str | None:
-        """The predicate that the round was published with; None where nothing is published."""
-        for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):
-            metadata = pq.read_schema(stores.readable(part)).metadata or {}
-            if WHERE_KEY.encode() in metadata:
-                return metadata[WHERE_KEY.encode()].decode()
-        return None
+    def rules(self) -> PublishConfig | None:
+        """The rules that the round was published with; None where nothing is published."""
+        return published_rules(self.workspace.round(self.number).corpus)
 
-    def best_of(self) -> bool:
-        """Whether the round was published with `best_of`."""
-        for part in sorted(self.workspace.round(self.number).corpus.glob("*.parquet")):
-            metadata = pq.read_schema(stores.readable(part)).metadata or {}
-            if BEST_OF_KEY.encode() in metadata:
-                return bool(json.loads(metadata[BEST_OF_KEY.encode()]))
-        return False
+    def rejected(self) -> dict[str, int]:
+        """The candidates that the corpus parts rejected, by reason, in the order of the rules."""
+        parts = sorted(self.workspace.round(self.number).corpus.glob("*.parquet"))
+        counts = sum(stores.each(parts, read_rejections), Counter[str]())
+        return {reason: counts[reason] for reason in REJECTIONS if counts[reason]}
 
     def kept(self) -> tuple[int, dict[str, float]]:
         """Distinct images of the corpus, and the mean itm_score of its texts by source; human pairs have none."""

@@ -59,7 +59,7 @@ def test_rounds_prints_a_table_or_json(capfilt: Capfilt, workspace: Workspace) -
 
 def test_rounds_tells_the_noise_by_hand_with_its_interval(capfilt: Capfilt, workspace: Workspace) -> None:
     noise = {"value": 0.035, "low": 0.0164, "high": 0.0661}
-    counts = {"where": None, "level": 0.95, "right": 190, "wrong": 7}
+    counts = {"where": None, "rules": {}, "level": 0.95, "right": 190, "wrong": 7}
     write_json(workspace.round(1).audit, {"estimates": {"all": {"corpus_noise": noise}}, **counts})
     status, out, _ = capfilt("rounds", "--workspace", str(workspace.root))
     assert status == 0

@@ -35,7 +35,7 @@ def test_an_image_has_its_download_its_texts_and_their_verdicts(workspace: Works
     assert (image["url"], image["caption"]) == ("http://web.test/aaaa/3.jpg", "web text 3 of aaaa")
     assert (image["status"], image["width"], image["original_width"]) == ("ok", 43, 400)
     (made,) = story["rounds"]
-    assert (made["round"], made["promoted"], made["where"], made["best_of"]) == (1, True, "itm_score > 0.55", False)
+    assert (made["round"], made["promoted"], made["where"], made["rules"]) == (1, True, "itm_score > 0.55", {})
     assert [(row["source"], row["itm_score"], row["kept"], row["why"]) for row in made["candidates"]] == [
         ("web", pytest.approx(0.6), True, "itm_score > 0.55 is true"),
         ("synthetic", pytest.approx(0.7), True, "itm_score > 0.55 is true"),

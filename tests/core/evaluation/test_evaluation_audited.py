@@ -9,6 +9,7 @@ import pytest
 from blip_core.corpus.audited import audited_noise
 from blip_core.corpus.query import run_query
 from blip_core.corpus.rounds import list_rounds
+from blip_core.corpus.rules import ANY_TEXT, TextRules
 from blip_core.corpus.selection import publish_shard
 from blip_core.evaluation.answers import estimates_of
 from blip_core.evaluation.card import card
@@ -31,10 +32,10 @@ def audited(finished: Any) -> Any:
     return finished
 
 
-def republish(finished: Any, where: str) -> None:
+def republish(finished: Any, where: str, text: TextRules = ANY_TEXT) -> None:
     made = finished.workspace.round(1)
     for part in made.annotations.glob("*.parquet"):
-        publish_shard(part, finished.workspace.shard(part.stem), made.corpus / part.name, where, 1)
+        publish_shard(part, finished.workspace.shard(part.stem), made.corpus / part.name, where, 1, text=text)
 
 
 def words(page: str) -> str:
@@ -68,8 +69,11 @@ def test_rounds_report_and_card_say_the_same(audited: Any) -> None:
     assert "No person has checked it" not in text
 
 
-def test_a_corpus_of_another_predicate_has_not_been_marked(audited: Any) -> None:
-    republish(audited, "itm_score > 0.6")
+@pytest.mark.parametrize(
+    ("where", "text"), [("itm_score > 0.6", ANY_TEXT), ("itm_score > 0.5", TextRules(languages=("en", "de")))]
+)
+def test_a_corpus_of_other_rules_has_not_been_marked(audited: Any, where: str, text: TextRules) -> None:
+    republish(audited, where, text)
     assert audited_noise(audited.workspace.round(1)) is None
     assert run_query(audited.workspace, QUERY).to_pylist() == [
         dict.fromkeys(("audited_noise", "audited_noise_low", "audited_noise_high"))

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
+from blip_core.corpus.rules import TextRules
 from blip_core.corpus.schemas import CORPUS_SCHEMA, CORPUS_VERSION, write_part
+from blip_core.corpus.selection import publish_shard
 from blip_core.evaluation.card import card, write_card
+from blip_core.evaluation.report import build_report
 from blip_core.files import write_json
 from blip_core.workspace import Workspace
 
@@ -46,6 +49,23 @@ def test_counts_scores_and_noise_are_those_of_the_parts(finished: Any) -> None:
     assert f"\n{len({row['image_sha256'] for row in rows})} images have a text here." in text
     judged = [row["itm_score"] for row in rows if row["source"] != "human"]
     assert f"{100 * (1 - sum(judged) / len(judged)):.1f}% of its web and synthetic texts are wrong. No person" in text
+
+
+def test_rules_and_what_they_rejected_are_told(finished: Any) -> None:
+    made, rules = finished.workspace.round(1), TextRules(min_words=3, reject_markup=True)
+    short = wrong = 0
+    for part in made.annotations.glob("*.parquet"):
+        target = made.corpus / part.name
+        publish_shard(part, finished.workspace.shard(part.stem), target, "itm_score > 0.5", 1, text=rules)
+        for row in pq.read_table(part).to_pylist():
+            wrong += row["itm_score"] <= 0.5
+            short += row["itm_score"] > 0.5 and len(row["text"].split()) < 3
+    text = card(finished.workspace, 1)
+    assert "\nFurther rules: `text.min_words: 3`,\n`text.reject_markup: true`.\n" in text
+    report = build_report(finished.workspace, 1)
+    assert report["rules"] == {"text.min_words": 3, "text.reject_markup": True}
+    assert report["rejected"] == {reason: n for reason, n in (("where", wrong), ("few_words", short)) if n}
+    assert f"Rejected: `where` {wrong}" in text
 
 
 def test_known_truth_stands_in_place_of_the_estimate(finished: Any) -> None:
