@@ -5,7 +5,7 @@ functions. Nothing is fetched and nothing trained: see scenes_judges.py for the 
 for the checkpoints. Times and curves are made up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ from blip_core.med.text_embedder import TextEmbedder
 from blip_core.scenes.web import ScenesConfig, ScenesPaths, make_scenes
 from blip_core.training.metrics import Measured, MetricsLog
 from blip_core.workspace import Round, Workspace
-from services.scenes_judges import HOST, Judges, Truth, annotate_image, chance, embed_images, read_truth
+from services.scenes_judges import HOST, Judges, Row, Truth, annotate_image, chance, embed_images, read_truth
 from services.scenes_models import WIDTH, save_counting_med
 
 SCENES = ScenesConfig(
@@ -59,10 +59,14 @@ SECONDS = {
     1: {"download": 31.5, "pretrain": 412.0, "finetune_captioner": 96.0, "finetune_filter": 120.0, "annotate": 66.0},
     2: {"download": 18.25, "pretrain": 430.0, "finetune_captioner": 97.5, "finetune_filter": 121.0, "annotate": 140.0},
 }
-CURVES = {"med": (300, ("itc", "itm", "lm")), "captioner": (100, ("lm",)), "filter": (100, ("itc", "itm"))}
+TRAININGS = {"med": (300, ("itc", "itm", "lm")), "captioner": (100, ("lm",)), "filter": (100, ("itc", "itm"))}
 """Steps and objectives of each training."""
+FALLS = {"itc": (1.75, 2.5), "itm": (0.25, 0.5), "lm": (0.75, 4.0)}
+"""Where each loss ends, and how far above it begins."""
 MARKED = 120
 """Pairs that the audit's person looks at."""
+NOTED = 6
+"""Images in the table of the user's own, mine.csv."""
 
 
 def make_corpus(root: Path, shake: float = 0.0) -> Workspace:
@@ -80,10 +84,16 @@ def make_corpus(root: Path, shake: float = 0.0) -> Workspace:
         before = begin_round(workspace, number).shards if number > 1 else []
         _download(workspace, scenes, rows.slice(0, KNOWN_AT_FIRST if number == 1 else None), urls, before)
         judges = _make_models(workspace, workspace.round(number), scenes)
-        for shard in workspace.shard_paths():
-            _annotate(workspace.round(number), shard, truth, judges, shake)
+        shards = {path: _images(path) for path in workspace.shard_paths()}
+        firsts = {row["sha256"]: row["uid"] for rows in shards.values() for row in rows}
+        for shard, images in shards.items():
+            vectors = embed_images(images, firsts, truth, judges, shake)
+            _write_embeddings(workspace.round(number), shard, images, vectors, judges)
+            _annotate(workspace.round(number), shard, images, vectors, truth, judges)
         _finish(workspace, number, scenes)
     _mark_sample(workspace, truth)
+    mine = [f"{uid},note {number}" for number, uid in enumerate(rows["uid"].to_pylist()[: 8 * NOTED : 8], start=1)]
+    (root / "mine.csv").write_text("\n".join(["uid,note", *mine, ""]), encoding="utf-8")
     promote(workspace, max(JUDGES))
     build_catalog(workspace)
     return workspace
@@ -122,29 +132,44 @@ def _make_models(workspace: Workspace, made: Round, scenes: ScenesPaths) -> Judg
     people = [PairSource(scenes.human, human=True)]
     web = [PairSource(path) for path in workspace.shard_paths()]
     digests: dict[str, str] = {}
-    for place, (name, (steps, objectives)) in enumerate(CURVES.items()):
+    for place, (name, (steps, objectives)) in enumerate(TRAININGS.items()):
         seen = see([*web, *people] if name == "med" else people, made.number)
         origin = {"start": digests.get("med", [None, None]), "data": seen.digest, "steps": steps, "seed": 0}
         digests[name] = save_counting_med(getattr(made, name), 8 * made.number + place, origin, seen.record)
         log = MetricsLog(made.metrics / f"{name}.jsonl", name, 0)
         for step in range(20, steps + 1, 20):
-            losses = {loss: round(0.25 + 40 / (step + 20 * made.number), 4) for loss in objectives}
+            losses = {loss: round(_loss(step + 20 * made.number, *FALLS[loss]), 4) for loss in objectives}
             log.write(step, losses, Measured(0.003, 1.5, 60.0, 0.125, 0))
     embed = TextEmbedder.load(made.filter)
     return Judges(made.number, *JUDGES[made.number], digests["captioner"], digests["filter"], embed)
 
 
-def _annotate(made: Round, shard: Path, truth: Mapping[str, Truth], judges: Judges, shake: float) -> None:
-    """A shard's embeddings, annotations and corpus part."""
-    images = [row for row in read_shard(shard).to_pylist() if row["status"] == "ok"]
-    vectors = embed_images(images, truth, judges, shake)
-    embeddings = embedding_table([row["uid"] for row in images], vectors, WIDTH)
-    mark = embedding_mark(shard.stem, judges.filter, "fp32")
-    described = {FILTER_KEY: judges.filter}
-    with part_writer(
-        made.embeddings / shard.name, embeddings.schema, EMBEDDING_VERSION, mark, described
-    ) as writer:
-        writer.write(embeddings)
+def _loss(step: int, end: float, above: float) -> float:
+    return end + above * 20 / step
+
+
+def _images(shard: Path) -> list[Row]:
+    return [row for row in read_shard(shard).to_pylist() if row["status"] == "ok"]
+
+
+def _write_embeddings(
+    made: Round, shard: Path, images: Sequence[Row], vectors: Sequence[np.ndarray], judges: Judges
+) -> None:
+    table = embedding_table([row["uid"] for row in images], vectors, WIDTH)
+    mark, described = embedding_mark(shard.stem, judges.filter, "fp32"), {FILTER_KEY: judges.filter}
+    with part_writer(made.embeddings / shard.name, table.schema, EMBEDDING_VERSION, mark, described) as writer:
+        writer.write(table)
+
+
+def _annotate(
+    made: Round,
+    shard: Path,
+    images: Sequence[Row],
+    vectors: Sequence[np.ndarray],
+    truth: Mapping[str, Truth],
+    judges: Judges,
+) -> None:
+    """A shard's annotations, and what of them passes."""
     rows = [
         {"shard": shard.stem, **row}
         for image, vector in zip(images, vectors, strict=True)

@@ -68,16 +68,18 @@ def chance(uid: str, *stream: int) -> np.random.Generator:
     return np.random.default_rng([int(uid, 16), *stream])
 
 
-def embed_images(images: Sequence[Row], truth: Mapping[str, Truth], judges: Judges, shake: float) -> list[np.ndarray]:
+def embed_images(
+    images: Sequence[Row], firsts: Mapping[str, str], truth: Mapping[str, Truth], judges: Judges, shake: float
+) -> list[np.ndarray]:
     """Of each image what the Filter makes of its scene's words, a little off, for no two pictures of one are alike.
 
-    Where two rows have the same bytes, they have the same embedding. Returns float16 of length 1.
+    `firsts` names for each sha256 one uid that has it: the same bytes have the same embedding. Returns float16 of
+    length 1.
     """
     texts = judges.embed([" ".join(asdict(shown(truth[row["uid"]])).values()) for row in images])
-    first: dict[str, str] = {}
     vectors = []
     for row, words in zip(images, texts, strict=True):
-        own = first.setdefault(row["sha256"], row["uid"])
+        own = firsts[row["sha256"]]
         off = chance(own, OFF).integers(-8, 9, WIDTH) / 512
         vector = np.asarray(words) + off + shake * chance(own, SHAKE).integers(-1, 2, WIDTH)
         vectors.append((vector / np.linalg.norm(vector)).astype(np.float16))
