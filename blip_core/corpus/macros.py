@@ -1,4 +1,5 @@
-"""The catalog's SQL macros: noise and agreement of a selection, search among the images of the promoted round, and names.
+"""The catalog's SQL macros: noise and agreement of a selection, search among the images of the promoted round, hosts
+and files.
 
 They stand in catalog.duckdb, so that any DuckDB client has them. Only `embed_text` needs the Filter: `capfilt query`
 has it as a function (embed_text.py), and every other client this macro in its place, which says where to go.

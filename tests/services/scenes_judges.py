@@ -1,4 +1,4 @@
-"""A made-up Captioner, which tells a scene with mistakes, and a made-up Filter, which knows the truth and errs at times.
+"""A made-up Captioner, which tells scenes with mistakes, and a made-up Filter, which knows the truth and errs at times.
 
 Chance is drawn as whole numbers from a stream of its own for each text, so that no text or score depends on the order
 of the work, or on how a machine rounds. Only `itc_score` is computed from embeddings, as a Filter does.
@@ -104,7 +104,7 @@ def annotate_image(image: Row, vector: np.ndarray, truth: Truth, judges: Judges)
 
 def shown(truth: Truth) -> Scene:
     """The scene of a picture that can be decoded."""
-    assert truth.scene is not None  # noqa: S101
+    assert truth.scene is not None
     return truth.scene
 
 

@@ -47,7 +47,11 @@ def answer(workspace: Workspace, sql: str) -> str:
 
 def answered(workspace: Workspace, document: str) -> str:
     """The document with all answers anew."""
-    return BLOCK.sub(lambda match: f"```sql\n{match['sql']}```\n\n```text\n{answer(workspace, match['sql'])}```", document)
+
+    def anew(match: re.Match[str]) -> str:
+        return f"```sql\n{match['sql']}```\n\n```text\n{answer(workspace, match['sql'])}```"
+
+    return BLOCK.sub(anew, document)
 
 
 if __name__ == "__main__":
