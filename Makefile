@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint photos speed annotate download orchestration bench chaos clean
+.PHONY: setup demo test lint photos speed annotate download orchestration bench chaos sql clean
 
 setup: $(READY)
 
@@ -49,6 +49,10 @@ chaos: export CAPFILT_CHAOS_SEEDS ?= 20
 chaos: export CAPFILT_CHAOS_OUTPUT ?= build/chaos.jsonl
 chaos: setup
 	$(BIN)/python -m pytest -s tests/chaos
+
+# The answers in docs/sql.md
+sql: setup
+	PYTHONPATH=tests $(BIN)/python -m services.sql_answers
 
 clean:
 	rm -rf capfilt-demo capfilt-photos

@@ -5,6 +5,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from rich.table import Table
 from blip_core.errors import ConfigError
 
 _SHOWN_ROWS = 100
+_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)  # a sum of integers is a decimal
 
 Format = Literal["table", "json", "csv", "parquet"]
 
@@ -24,7 +26,7 @@ def print_rows(rows: pa.Table, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     table = Table()
     for field in rows.schema:
-        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        numeric = any(is_kind(field.type) for is_kind in _NUMERIC)
         table.add_column(field.name, justify="right" if numeric else "left", overflow="fold")
     shown = rows.slice(0, _SHOWN_ROWS)
     for row in zip(*(column.to_pylist() for column in shown.columns), strict=True):
@@ -83,5 +85,7 @@ def _cell(value: Any) -> str:
     return str(value).replace("[", r"\[")
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> str | int | float:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

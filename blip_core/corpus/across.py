@@ -23,6 +23,7 @@ from blip_core import stores
 from blip_core.corpus.near_duplicates import Places, Vectors, leaders
 from blip_core.corpus.rules import DOMAIN_FULL, NEAR_DUPLICATE, SAME_IMAGE, ImageRules
 from blip_core.corpus.schemas import EMBEDDING_VERSION
+from blip_core.corpus.sql import HOST
 from blip_core.corpus.verdicts import LEFT_OUT_SCHEMA
 from blip_core.data.shards import check_part
 from blip_core.errors import ShardError
@@ -40,8 +41,6 @@ IMAGE_SCHEMA = pa.schema(
         "score": pa.float32(),  # the highest itm_score of those texts
     }
 )
-
-HOST = r"lower(regexp_extract(url, '^[^:]+://(?:[^/?#]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"
 
 
 class Images:

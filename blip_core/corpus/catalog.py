@@ -119,7 +119,7 @@ def create_views(
             meaning = COLUMN_MEANINGS.get(f"{view}.{column}") or COLUMN_MEANINGS[column]
             connection.execute(f'COMMENT ON COLUMN {view}."{column}" IS {quoted(meaning)}')
     searchable = promoted is not None and _any(workspace.round(promoted).embeddings)
-    create_macros(connection, promoted, searchable, embeds)
+    create_macros(connection, folder, promoted, searchable, embeds)
 
 
 def _images(workspace: Workspace, folder: str) -> str:

@@ -1,4 +1,5 @@
-"""The catalog's SQL macros: noise and agreement of a selection, and search among the images of the promoted round.
+"""The catalog's SQL macros: noise and agreement of a selection, search among the images of the promoted round, hosts
+and files.
 
 They stand in catalog.duckdb, so that any DuckDB client has them. Only `embed_text` needs the Filter: `capfilt query`
 has it as a function (embed_text.py), and every other client this macro in its place, which says where to go.
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from blip_core.corpus.sql import quoted
+from blip_core.corpus.sql import HOST, quoted
 
 NEIGHBOURS = 20  # what a search gives where no number is said
 
@@ -35,8 +36,8 @@ _BY_CHANCE = (
     f"{_BOTH})"
 )
 
-# `{round}` is the promoted round, and `{searched}` brings its embeddings under the name `searched`. The address of an
-# image is read beside its scores: files of images are large.
+# `{round}` is the promoted round, `{folder}` what stands before every path, and `{searched}` brings the round's
+# embeddings under the name `searched`. The address of an image is read beside its scores: files of images are large.
 MACROS = {
     "noise_rate": Macro(
         "score",
@@ -90,15 +91,28 @@ ORDER BY similarity DESC, a.uid, b.uid""",
         "with every other one, so it is for some ten thousand",
         rows=True,
     ),
+    "host_of": Macro(
+        "url",
+        HOST,
+        "the host of a URL in lower case, without user name and port; empty where it has none",
+    ),
+    "in_workspace": Macro(
+        "path",
+        "{folder} || path",
+        "the full name of a file of the workspace, to be read by read_csv, read_parquet, read_json and their like",
+    ),
 }
 
 ROW_MACROS = frozenset(name for name, macro in MACROS.items() if macro.rows)
 
 
-def create_macros(connection: duckdb.DuckDBPyConnection, promoted: int | None, searchable: bool, embeds: bool) -> None:
+def create_macros(
+    connection: duckdb.DuckDBPyConnection, folder: str, promoted: int | None, searchable: bool, embeds: bool
+) -> None:
     """Makes the macros over the catalog's views, and their comments.
 
     Args:
+        folder: stands before every path, as in the views; signs of a glob in it are escaped.
         promoted: the round that is searched; None: there is none, and nothing is found.
         searchable: whether that round has embeddings; without them a search is an error, not an empty answer.
         embeds: whether the connection has a function `embed_text` of its own.
@@ -113,6 +127,7 @@ def create_macros(connection: duckdb.DuckDBPyConnection, promoted: int | None, s
             continue
         kind = "MACRO TABLE" if macro.rows else "MACRO"
         sql = macro.sql.replace("{searched}", f"WITH searched AS ({source})").replace("{round}", number)
+        sql = sql.replace("{folder}", quoted(folder))
         body = f"TABLE {sql}" if macro.rows else f"({sql})"
         connection.execute(f"CREATE MACRO {name}({macro.parameters}) AS {body}")
         connection.execute(f"COMMENT ON {kind} {name} IS {quoted(macro.meaning)}")

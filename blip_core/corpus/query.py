@@ -80,16 +80,24 @@ def check_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise QueryError(f"query: {len(statements)} statements; {ALLOWED}")
-    kind = statements[0].type
-    if kind == duckdb.StatementType.EXPLAIN:
+    kind = _kind(statements[0])
+    if kind == "EXPLAIN":
         sql = EXPLAIN.sub("", sql, count=1)  # EXPLAIN ANALYZE runs what it explains
-    elif kind != duckdb.StatementType.SELECT:
-        raise QueryError(f"query: a statement of the kind {kind.name}; {ALLOWED}")
+    elif kind != "SELECT":
+        raise QueryError(f"query: a statement of the kind {kind}; {ALLOWED}")
     tree = syntax_tree(connection, sql)
     if tree is None:
         raise QueryError(f"query: not a plain SELECT; {ALLOWED}")
     for node in nodes(tree):
         _check_node(node)
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    """The name of a statement's kind; DuckDB has kinds that its Python package has no name for."""
+    try:
+        return str(statement.type.name)
+    except ValueError:
+        return "UNKNOWN"
 
 
 def _check_node(node: dict[str, Any]) -> None:

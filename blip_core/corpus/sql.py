@@ -11,6 +11,9 @@ import duckdb
 from blip_core import stores
 from blip_core.corpus.confined import Confined
 
+# The host in a column `url`: in lower case, without user name and port; an address in its brackets.
+HOST = r"lower(regexp_extract(url, '^[^:]+://(?:[^/?#]*@)?(\[[^\]]*\]|[^/?#:]*)', 1))"
+
 
 def let_reach(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     """Lets a connection read what lies below `root` in a store as it is now, by the store's own client: DuckDB's own

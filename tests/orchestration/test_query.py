@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,14 @@ def test_json_has_the_values_by_name(capfilt: Capfilt, workspace: Workspace) -> 
         assert json.loads(out)[1] == {
             "uid": "u1", "text": TEXT, "itm_score": 0.75, "list": [1, 2], "bytes": "YWI=", "nothing": None
         }  # fmt: skip
+
+
+def test_sums_and_decimals_are_numbers(capfilt: Capfilt, workspace: Workspace) -> None:
+    sql = "SELECT sum(length(text)) AS letters, 1.5 AS half FROM corpus"
+    status, out, _ = capfilt("query", sql, "--workspace", str(workspace.root), "--json")
+    assert (status, json.loads(out)) == (0, [{"letters": len("a red bus") + len(TEXT), "half": 1.5}])
+    status, out, _ = capfilt("query", sql, "--workspace", str(workspace.root))
+    assert re.search(r"│ +47 │ +1\.5 │", out)
 
 
 def test_parquet_goes_to_stdout_with_its_types(workspace: Workspace) -> None:

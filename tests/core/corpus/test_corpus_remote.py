@@ -96,6 +96,8 @@ def test_a_query_sees_a_part_the_moment_another_client_has_put_it(workspace: Wor
 
 def test_files_of_the_workspace_can_be_read_by_their_url(remote: Workspace) -> None:
     assert run_query(remote, f"SELECT count(*) AS n FROM '{remote.round(1).corpus}/*.parquet'")["n"].to_pylist() == [8]
+    by_name = "SELECT count(*) AS n FROM read_parquet(in_workspace('rounds/0001/corpus/*.parquet'))"
+    assert run_query(remote, by_name)["n"].to_pylist() == [8]
 
 
 EVIL = [

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -155,6 +156,35 @@ def test_macros_of_noise_and_agreement_are_what_is_worked_out_by_hand(workspace:
     by_source = "SELECT source, noise_rate(itm_score) AS noise FROM annotations GROUP BY source ORDER BY source"
     # scores 0.0, 0.1 ... of each shard, the web texts' first; the last one has none
     assert [row["noise"] for row in run_query(workspace, by_source).to_pylist()] == pytest.approx([0.6, 0.6])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://A.Example/b.jpg",
+        "http://user:secret@a.example:8080/?at=c@d.example",
+        "http://[2001:db8::1]:80/x",
+        "https://a.example",
+        "https://a.example?x=http://b.example/",
+        "no url",
+    ],
+)
+def test_the_host_of_a_url_is_what_the_standard_library_says(workspace: Workspace, url: str) -> None:
+    host = run_query(workspace, f"SELECT host_of('{url}') AS host")["host"][0].as_py()
+    assert host.strip("[]") == (urlsplit(url).hostname or "")
+    assert run_query(workspace, "SELECT host_of(NULL) AS host")["host"].to_pylist() == [None]
+
+
+def test_a_file_of_the_workspace_is_read_by_its_name_in_it(workspace: Workspace, tmp_path: Path) -> None:
+    odd = Workspace.open(workspace.root.rename(tmp_path / "o'dd [1] *"))
+    (odd.root / "mine.csv").write_text("uid,note\naaaa-1,mine\n", encoding="utf-8")
+    (tmp_path / "secret.csv").write_text("secret\n1\n", encoding="utf-8")
+    mine = "SELECT url, note FROM read_csv(in_workspace('mine.csv')) JOIN images USING (uid)"
+    assert run_query(odd, mine).to_pylist() == [{"url": "http://web.test/aaaa/1.jpg", "note": "mine"}]
+    build_catalog(odd)
+    assert json.loads(plain(odd, mine).stdout) == [["http://web.test/aaaa/1.jpg", "mine"]]
+    with pytest.raises(QueryError, match="Permission Error"):
+        run_query(odd, "FROM read_csv(in_workspace('../secret.csv'))")
 
 
 def plain(workspace: Workspace, sql: str) -> subprocess.CompletedProcess[str]:
