@@ -1,8 +1,8 @@
 """Cuts a table of web pairs into the shards that are still to be fetched, as its rows stream past.
 
-What the workspace denies is veiled before anything else looks at it. A shard is named by the hash of its rows and of
-the settings that its bytes depend on. What is held is one shard's rows, and 20 bytes for each row of the shards that
-stand.
+What the workspace denies is veiled before anything else looks at it; which rows a shard has follows from their places
+before. A shard is named by the hash of its rows and of the settings that its bytes depend on. What is held is one
+shard's rows, and 20 bytes for each row of the shards that stand.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ class DownloadPlan:
     """What a table's download consists of."""
 
     names: list[str]  # shards that are still to be fetched, in name order
-    done: list[str]  # shards that hold rows of this table already, in name order
+    done: list[str]  # shards that hold rows of this table already, those of retries too, in name order
     rows: int  # rows of the table
     missing: int  # those of them that are still to be fetched
     known_url: int = 0  # those of them that are left out, for a shard of an earlier round has their URL

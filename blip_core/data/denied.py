@@ -149,9 +149,10 @@ def veiled_row(uid: str, reason: str) -> dict[str, Any]:
 
 
 def veil_rows(rows: pa.Table, denied: Denied) -> pa.Table:
-    """The rows of a URL table (uid, url, caption, ...) with all that is denied veiled, in the order of uid.
+    """The rows of a URL table (uid, url, caption, ...) with all that is denied veiled, in the order in which they came.
 
-    A column `denied` says why, null for all others; the table is returned as it is where nothing is denied.
+    That is no longer the order of uid. A column `denied` says why, null for all others; the table is returned as it is
+    where nothing is denied.
     """
     if not denied:
         return rows
@@ -165,7 +166,7 @@ def veil_rows(rows: pa.Table, denied: Denied) -> pa.Table:
     texts = {name: pc.if_else(fresh, None, rows[name]) for name in ("url", "caption")}
     others = {name: rows[name] for name in rows.column_names if name not in ("uid", "url", "caption", "denied")}
     veiled = {"uid": pa.array(uids, rows["uid"].type), **texts, **others, "denied": reasons}
-    return pa.table(veiled, metadata=rows.schema.metadata).sort_by("uid").combine_chunks()
+    return pa.table(veiled, metadata=rows.schema.metadata)
 
 
 def refuse_denied(human: PairTable, denied: Denied) -> None:

@@ -187,7 +187,7 @@ def download_shard(
     skipped = target.exists()
     if not skipped:
         denied = read_denied(workspace)
-        rows = veil_rows(read_plan(plan, name, config), denied)
+        rows = veil_rows(read_plan(plan, name, config), denied).sort_by("uid")
         with temporary_folder(workspace.scratch / TEMPORARY, name) as folder:
             answers = fetch(web_urls(rows), folder, config, progress, ray_address)
             check_network(name, answers, workspace, config.outage_below)

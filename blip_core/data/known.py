@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blip_core.data.shards import RETRY_PREFIX, read_shard
+from blip_core.data.shards import read_shard
 from blip_core.workspace import Workspace
 
 # So many tell any number of images, URLs or uids apart; of a sha256 they are the half.
@@ -23,7 +23,7 @@ _reading = threading.Lock()
 
 
 class KnownTexts:
-    """The texts of some shards, and the first shard that has each; 20 bytes of memory for each, twice while built."""
+    """The texts of some shards, and the shards that have each; 20 bytes of memory for each, twice while built."""
 
     def __init__(self, names: Sequence[str], columns: Iterable[pa.ChunkedArray]) -> None:
         """Takes a column of texts for each name; nulls are no texts."""
@@ -36,7 +36,7 @@ class KnownTexts:
         self._digests, self._shards = digests[order], shards[order]  # (texts,) S16, sorted; (texts,) int32
 
     def find(self, texts: pa.ChunkedArray) -> tuple[pa.Array, set[str]]:
-        """For each text whether a shard has it, a null in none; and the names of those shards."""
+        """For each text whether a shard has it, a null in none; and the names of all shards that have one of them."""
         given = pc.is_valid(texts).to_numpy()
         found = np.zeros(len(texts), bool)
         digests = _text_digests(texts.drop_null())
@@ -44,7 +44,14 @@ class KnownTexts:
         inside = places < len(self._digests)
         inside[inside] = self._digests[places[inside]] == digests[inside]
         found[given] = inside
-        return pa.array(found), {self._names[shard] for shard in np.unique(self._shards[places[inside]])}
+        return pa.array(found), self._owners(places[inside])
+
+    def _owners(self, places: np.ndarray) -> set[str]:
+        """The shards of the texts at these places, and of the same texts behind them."""
+        firsts = np.unique(places)
+        counts = np.searchsorted(self._digests, self._digests[firsts], side="right") - firsts
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return {self._names[shard] for shard in np.unique(self._shards[np.repeat(firsts, counts) + within])}
 
 
 def known_urls(workspace: Workspace, before: Sequence[str]) -> KnownTexts:
@@ -87,9 +94,8 @@ def _digests(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _present(workspace: Workspace, names: Sequence[str]) -> list[str]:
-    """Those of retries first: where a URL stands twice, they have its image."""
     standing = {path.stem for path in workspace.shard_paths()} if names else set()
-    return sorted((name for name in names if name in standing), key=lambda name: not name.startswith(RETRY_PREFIX))
+    return [name for name in names if name in standing]
 
 
 def trimmed(urls: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -203,7 +203,10 @@ class _Hostile(socketserver.StreamRequestHandler):
         super().setup()
 
     def handle(self) -> None:
-        path = self.rfile.readline().split(b" ")[1].decode()
+        line = self.rfile.readline()
+        if not line.startswith(b"GET "):  # TLS, of whose random bytes a path could be made that more lines should follow
+            return
+        path = line.split(b" ")[1].decode()
         while self.rfile.readline().strip():
             pass
         self.server.count(path)

@@ -77,10 +77,17 @@ PAGES = {f"/ok{index}.jpg": _noise(index) for index in range(4)} | {
     "/cut-large.jpg": _noise(12, 300, 200)[:-500],
     "/bomb.png": _encoded(Image.new("1", (16_000, 16_000)), "PNG"),
     "/tiny.jpg": _noise(13, 9, 40),
-    "/noai.jpg": _noise(14),
-    "/noml.jpg": _noise(15),
+    "/declined0.jpg": _noise(14),
+    "/declined1.jpg": _noise(15),
+    "/declined2.jpg": _noise(16),
+    "/declined3.jpg": _noise(17),
+    "/declined4.jpg": _noise(18),
+    "/declined5.jpg": _noise(19),
 }
-ROBOTS = {"/noai.jpg": "noai", "/noml.jpg": "noml", "/ok0.jpg": "otherbot: noai"}
+DECLINED = [path for path in PAGES if path.startswith("/declined")]
+ROBOTS = dict(
+    zip(DECLINED, ("noai", "noimageai", "NoIndex", "noarchive, noimageindex", "noml", "capfilt: noai"), strict=True)
+) | {"/ok0.jpg": "otherbot: noai", "/ok1.jpg": "noarchive, nosnippet"}
 STATUSES = {"/error.jpg": 500, "/forbidden.jpg": 403, "/retired.jpg": 410}
 BUSY = {"/busy.jpg": "3", "/busy-for-long.jpg": "3600"}  # 429 at first, with this Retry-After; then a picture
 
@@ -160,8 +167,7 @@ def _rows(site: Site, folder: Path) -> list[tuple[str | None, str]]:
         (site.url("/cut-large.jpg"), "truncated"),
         (site.url("/bomb.png"), "too_large"),
         (site.url("/tiny.jpg"), "too_small"),
-        (site.url("/noai.jpg"), "refused_by_robots"),
-        (site.url("/noml.jpg"), "refused_by_robots"),
+        *((site.url(path), "refused_by_robots") for path in DECLINED),
         (site.url("/gone.jpg"), "not_found"),
         (site.url("/retired.jpg"), "not_found"),
         (site.url("/error.jpg"), "overloaded"),

@@ -3,9 +3,13 @@
 import hashlib
 import io
 import struct
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 import zipfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,6 +131,37 @@ def test_what_is_none_has_the_reason_and_costs_no_memory(name: str) -> None:
         tracemalloc.stop()
     assert caught.value.reason == reason
     assert decode([data], [8]).reasons == [reason]
+
+
+BOMB = """
+    import pathlib, re, sys
+    from blip_core.data.images import UnreadableImage, decode_image, store_image
+    def peak():
+        return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
+    data = pathlib.Path(sys.argv[1]).read_bytes()
+    before = peak()
+    for act in (decode_image, lambda data: store_image(data, 384)):
+        try:
+            act(data)
+        except UnreadableImage as error:
+            print(error.reason)
+    print(peak() - before)
+"""
+
+
+def test_a_png_that_would_unpack_to_a_gigabyte_costs_what_its_bytes_do(tmp_path: Path) -> None:
+    side = 16_000
+    packed = zlib.compressobj(9)
+    rows = b"".join([packed.compress(bytes((1 + 3 * side) * 100)) for _ in range(side // 100)]) + packed.flush()
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert 700_000 < len(data) < 800_000
+    (tmp_path / "bomb.png").write_bytes(data)
+    (tmp_path / "program.py").write_text(textwrap.dedent(BOMB))
+    command = [sys.executable, "-W", "ignore", tmp_path / "program.py", tmp_path / "bomb.png"]
+    decoded, stored, grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert (decoded, stored) == ("too_large", "too_large")
+    assert int(grown) < 20_000_000
 
 
 def test_a_million_frames_cost_the_first() -> None:

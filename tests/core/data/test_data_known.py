@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from blip_core.data.download import DownloadConfig, DownloadPlan, download_shard, plan_shards, preview_plan
-from blip_core.data.known import known_images, known_urls, trimmed
+from blip_core.data.known import KnownTexts, known_images, known_urls, trimmed
 from blip_core.data.shards import SHARD_SCHEMA, read_shard, write_shard
 from blip_core.data.tables import WebTable
 from blip_core.workspace import Workspace
@@ -187,6 +187,15 @@ def test_urls_are_found_with_the_shards_that_have_them(before: tuple[Workspace, 
     found, owners = known_urls(workspace, [*names, "not-there-any-more"]).find(trimmed(urls))
     assert found.to_pylist() == [True, False, False, False, True]
     assert owners == {"bb"}
+
+
+def test_a_text_that_stands_in_several_shards_is_found_in_all_of_them() -> None:
+    shards = {"aa": ["one", "two", None], "bb": ["two", "two", "three"], "cc": [], "dd": ["two", "one", "four"]}
+    known = KnownTexts([*shards], [pa.chunked_array([texts], pa.string()) for texts in shards.values()])
+    for asked in (["two"], ["one", "one"], ["four"], ["three", "one"], ["five"], ["two", None, "five"], []):
+        found, owners = known.find(pa.chunked_array([asked], pa.string()))
+        assert found.to_pylist() == [any(text and text in texts for texts in shards.values()) for text in asked]
+        assert owners == {name for name, texts in shards.items() if {*asked} & {*texts} - {None}}
 
 
 def test_images_are_known_by_their_own_digest_alone(before: tuple[Workspace, list[str]]) -> None:

@@ -4,6 +4,7 @@ import io
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from blip_core.corpus.catalog import build_catalog
+from blip_core.corpus.forget import forget
 from blip_core.corpus.query import run_query
 from blip_core.data.denied import Denied, deny, url_key, veil
 from blip_core.data.download import DownloadConfig, download_shard, plan_shards
@@ -233,3 +235,56 @@ def test_a_plan_of_other_settings_is_refused_as_that_of_any_shard_is(table: WebT
     (name,) = plan_retry(table, CONFIG, workspace).names
     with pytest.raises(DownloadError, match="planned with other download settings"):
         retry_shard(workspace, name, DownloadConfig(image_size=32))
+
+
+def named(site: Site, path: str) -> Denied:
+    return Denied(urls=frozenset({url_key(f"http://127.0.0.1:{site.server_port}{path}")}))
+
+
+def told_of(workspace: Workspace, what: str) -> list[str]:
+    """Files below the workspace that have this in their bytes or in a value."""
+    paths = [path for path in sorted(workspace.root.rglob("*")) if path.is_file()]
+    values = {path: repr(pq.read_table(path).to_pylist()) for path in paths if path.suffix == ".parquet"}
+    return [path.name for path in paths if what.encode() in path.read_bytes() or what in values.get(path, "")]
+
+
+def test_what_is_forgotten_before_it_is_tried_again_is_in_no_plan_and_asked_for_no_more(
+    site: Site, table: WebTable, workspace: Workspace
+) -> None:
+    plan_retry(table, CONFIG, workspace)
+    assert len(told_of(workspace, "/late0")) == 2  # shard and plan
+    forget(workspace, named(site, "/late0"))
+    assert told_of(workspace, "/late0") == []
+    assert plan_retry(table, CONFIG, workspace).missing == 4
+    assert told_of(workspace, "/late0") == []
+    retry_all(table, workspace)
+    expected = AT_FIRST | {"/late1": "ok", "/left": "not_found", veil("/late0"): "denied_url"}
+    assert images(workspace) == {uid: reason for uid, reason in expected.items() if uid != "/late0"}
+    assert (site.hits["/late0"], told_of(workspace, "/late0")) == (1, [])
+
+
+def test_what_is_forgotten_after_it_was_tried_again_goes_from_both_shards_and_comes_no_more(
+    site: Site, table: WebTable, workspace: Workspace
+) -> None:
+    retry_all(table, workspace)
+    shards = told_of(workspace, "/late0")
+    assert len(shards) == 2
+    forget(workspace, named(site, "/late0"))
+    assert told_of(workspace, "/late0") == []
+    for name in shards:
+        rows = read_shard(workspace.shards / name, ["uid", "reason"]).to_pylist()
+        assert {"uid": veil("/late0"), "reason": "denied_url"} in rows
+    shown, asked = images(workspace), Counter(site.hits)
+    assert shown[veil("/late0")] == "denied_url"
+    assert plan_shards(table, CONFIG, workspace).names == []
+    assert plan_retry(table, CONFIG, workspace).missing == 2  # /dead and /later
+    assert (images(workspace), site.hits) == (shown, asked)
+
+
+def test_a_trial_is_told_of_the_shards_that_its_rows_were_settled_in(table: WebTable, workspace: Workspace) -> None:
+    trial = replace(table, limit=4)  # /dead, /gone, /late0, /late1
+    before = plan_shards(trial, CONFIG, workspace).done
+    (name,) = plan_retry(trial, CONFIG, workspace).names
+    retry_shard(workspace, name, CONFIG)
+    assert read_shard(workspace.shard(name))["uid"].to_pylist() == ["/late0", "/late1"]
+    assert plan_shards(trial, CONFIG, workspace).done == [*before, name]
