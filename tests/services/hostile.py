@@ -204,7 +204,7 @@ class _Hostile(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         line = self.rfile.readline()
-        if not line.startswith(b"GET "):  # TLS, of whose random bytes a path could be made that more lines should follow
+        if not line.startswith(b"GET "):  # TLS: its random bytes may look like the start of many lines
             return
         path = line.split(b" ")[1].decode()
         while self.rfile.readline().strip():
