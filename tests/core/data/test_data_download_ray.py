@@ -10,6 +10,7 @@ from services.ray import Ray, ray
 
 from blip_core.data.download import DownloadConfig, download_shard, plan_shards
 from blip_core.data.fetch import Fetcher, fetch_urls
+from blip_core.data.guard import Limits
 from blip_core.data.tables import WebTable
 from blip_core.scenes.server import serve_scenes
 from blip_core.scenes.web import ScenesConfig, make_scenes, url_table
@@ -36,7 +37,7 @@ def test_a_cluster_fetches_the_same_shard_as_this_machine(cluster: Ray, tmp_path
         web_images=12, human_pairs=1, held_out=1, dead_links=2, non_images=1, truncated=1, oversized=0, duplicates=1
     )
     paths = make_scenes(tmp_path / "scenes", scenes)
-    config = DownloadConfig(image_size=64, processes=2, retries=0)
+    config = DownloadConfig(image_size=64, processes=2, retries=0, allow_private_networks=True)
     with serve_scenes(paths.folder) as address:
         table = WebTable(str(url_table(paths, address, tmp_path / "urls.parquet")), caption="alt", uid="uid")
         shards = {}
@@ -65,7 +66,14 @@ def test_when_the_fetching_is_ended_the_clusters_workers_leave_the_web_alone(clu
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    fetcher = Fetcher(processes=1, threads=1, timeout_s=2 * SECONDS, user_agent="capfilt", ray_address=cluster.address)
+    fetcher = Fetcher(
+        processes=1,
+        threads=1,
+        timeout_s=2 * SECONDS,
+        user_agent="capfilt",
+        ray_address=cluster.address,
+        limits=Limits(allow_private_networks=True),
+    )
     try:
         with pytest.raises(Stop):
             fetch_urls(
