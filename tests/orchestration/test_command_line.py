@@ -43,7 +43,7 @@ def bad_tables(folder: Path) -> dict[str, tuple[dict[str, Any], str, int]]:
     return {
         "missing table": (web(folder / "none.parquet"), "none.parquet", 1),
         "torn table": (web(folder / "torn.parquet"), "torn.parquet", 1),
-        "missing column": (web(folder / "columns.parquet"), "'url'", 1),
+        "missing column": (web(folder / "columns.parquet"), "web.url", 1),
         "empty table": (web(folder / "no.parquet"), "no.parquet", 1),
         "unknown format": (web(folder / "file"), "file", 1),
         "no image bytes": ({"human": {"path": str(folder / "human.parquet")}}, "'image'", 1),
