@@ -6,6 +6,7 @@ arguments alone, so that publishing, `capfilt explain` and the look across shard
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import duckdb
 import numpy as np
@@ -39,6 +40,7 @@ def check_publish(config: PublishConfig) -> None:
         check_languages(config.text.languages)
 
 
+@lru_cache  # it is asked for every shard, and takes as long as judging one
 def check_predicate(where: str) -> None:
     """Raises ConfigError where `where` is not one true-or-false expression over the columns of a candidate."""
     with _locked_connection(PREDICATE_SCHEMA.empty_table()) as connection:
