@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint photos speed annotate download orchestration bench chaos sql clean
+.PHONY: setup demo test lint photos speed annotate download orchestration corpus bench chaos sql clean
 
 setup: $(READY)
 
@@ -42,7 +42,10 @@ download: setup
 orchestration: setup
 	$(BIN)/python tests/benchmarks/orchestration.py
 
-bench: photos speed annotate download orchestration
+corpus: setup
+	$(BIN)/python tests/benchmarks/corpus.py
+
+bench: photos speed annotate download orchestration corpus
 
 # Faults at random moments; CAPFILT_CHAOS_SEED=N and CAPFILT_CHAOS_SEEDS=N choose the seeds
 chaos: export CAPFILT_CHAOS_SEEDS ?= 20

@@ -199,7 +199,8 @@ def _parquet(parts: str) -> str:
 
 
 def _round_of(path: str) -> str:
-    return rf"regexp_extract({path}, 'rounds[/\\]([0-9]+)[/\\]', 1)::INTEGER"
+    """The number in `rounds/<number>/<kind>/<part>`; a pattern would take as long as reading the part's scores."""
+    return f"parse_path({path}, 'both_slash')[-3]::INTEGER"
 
 
 def _any(folder: Path, pattern: str = "*.parquet") -> bool:

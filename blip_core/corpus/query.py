@@ -69,6 +69,8 @@ def reading(workspace: Workspace, filter: str | None = None) -> Iterator[duckdb.
     setting. `filter` is as run_query takes it."""
     with tempfile.TemporaryDirectory(prefix="capfilt-query-") as spill, duckdb.connect() as connection:
         let_reach(connection, workspace.root)
+        # Footers of parts stay in memory: a look at each path is dear. DuckDB reads those of a changed file anew.
+        connection.execute("SET parquet_metadata_cache = true")
         register_embed_text(connection, workspace, promoted_round(workspace), filter)
         create_views(connection, workspace, folder=f"{workspace.root}/", embeds=True)
         confine(connection, workspace.root, spill)

@@ -4,8 +4,10 @@ DuckDB evaluates predicate and rules in a connection that can reach no file. Wha
 arguments alone, so that publishing, `capfilt explain` and the look across shards give the same one.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import duckdb
 import numpy as np
@@ -39,6 +41,7 @@ def check_publish(config: PublishConfig) -> None:
         check_languages(config.text.languages)
 
 
+@lru_cache  # it is asked for every shard, and takes as long as judging one
 def check_predicate(where: str) -> None:
     """Raises ConfigError where `where` is not one true-or-false expression over the columns of a candidate."""
     with _locked_connection(PREDICATE_SCHEMA.empty_table()) as connection:
@@ -121,12 +124,19 @@ def _only_the_best(candidates: pa.Table, reasons: pa.Array) -> pa.Array:
 @contextmanager
 def _locked_connection(candidates: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose one table is `annotations`, with a column `place`; it can open no file."""
-    with duckdb.connect() as connection:
+    with _locked_database(os.getpid()).cursor() as connection:
         places = pa.array(np.arange(candidates.num_rows))
         connection.register("annotations", candidates.append_column("place", places))
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
         yield connection
+
+
+@lru_cache(maxsize=1)
+def _locked_database(process: int) -> duckdb.DuckDBPyConnection:
+    """An empty database of this process, which can open no file. To start one takes longer than to judge a shard."""
+    database = duckdb.connect()
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    return database
 
 
 def _predicate_error(where: str, what: str) -> str:
