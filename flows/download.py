@@ -16,7 +16,10 @@ _WINDOW = 2
 def download(config: BootstrapConfig, retry_failed: bool = False) -> None:
     """Fetches the images of the URL table into shards; those that stand are not fetched again.
 
-    With `retry_failed`, only what failed in them for a passing reason is; what is settled then comes into further ones.
+    Args:
+        config: the round.
+        retry_failed: try again only what failed in shards for a passing reason; what is settled then comes into further
+            shards.
     """
     with counted_warnings("download"):
         plan = plan_retry(config) if retry_failed else plan_shards(config)

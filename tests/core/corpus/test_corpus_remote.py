@@ -62,7 +62,7 @@ def test_what_is_published_from_the_store_is_what_is_published_from_a_folder(wor
     tables = []
     for each in (workspace, stored):
         with RoundTables.open(each, 1) as opened:
-            tables.append((opened.by_source(), opened.scores(), opened.predicate(), opened.grid("best_kept", 3)))
+            tables.append((opened.by_source(), opened.scores(), opened.rules(), opened.grid("best_kept", 3)))
     assert tables[0] == tables[1]
     for view in VIEW_MEANINGS:
         sql = f"SELECT * FROM {view} ORDER BY ALL"
