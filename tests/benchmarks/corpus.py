@@ -108,6 +108,8 @@ QUESTIONS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status, 1 where a figure is not as it should be."""
     options = _options(arguments)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="capfilt-corpus-", dir=options.folder) as folder:
         figures = measure(Path(folder), options)
     sys.stdout.write(json.dumps(figures, indent=2) + "\n" if options.json else told(figures))
@@ -124,7 +126,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--alike", type=int, default=100_000, help="images that are published with near_duplicates; 0: none"
     )
     parser.add_argument("--repeats", type=int, default=5, help="measured turns of each question at least")
-    parser.add_argument("--folder", help="where the files are made, and removed; default: the system's")
+    parser.add_argument("--folder", type=Path, help="where the files are made, and removed; default: the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(arguments)
 
