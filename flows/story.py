@@ -32,7 +32,7 @@ def print_story(story: dict[str, Any]) -> None:
     for digest, how in story["trained"].items():
         say(f"trained on it: {digest} ({how})")
     for digest, model in story["models"].items():
-        known = ", ".join(f"{key} {value}" for key, value in model.items() if value is not None)
+        known = ", ".join(f"{key} {shown}" for key, value in model.items() if (shown := _known(value)))
         say(f"model {digest}: {known or 'lies in no round of this workspace'}")
     for made in story.get("replay", []):
         for line in _replayed(made):
@@ -77,3 +77,9 @@ def _replayed(made: dict[str, Any]) -> Iterator[str]:
 def _differences(row: dict[str, Any]) -> str:
     known = {name: difference for name, difference in row["differences"].items() if difference is not None}
     return "".join(f", {name} by {difference:+.1e}" for name, difference in known.items())
+
+
+def _known(value: Any) -> str:
+    """A model that began with weights of others names those of image and text; without them, it is from scratch."""
+    values = value if isinstance(value, list) else [value]
+    return " and ".join(str(one) for one in values if one is not None)
