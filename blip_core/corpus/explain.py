@@ -84,7 +84,8 @@ def _rows(connection: duckdb.DuckDBPyConnection, query: str, uid: str) -> list[d
 
 def _round(workspace: Workspace, made: Round, candidates: list[dict[str, Any]]) -> dict[str, Any]:
     """The candidates of one round with their verdicts."""
-    parts = {row["shard"]: published_image(workspace, made, row["shard"], row["uid"]) for row in candidates}
+    images = {(row["shard"], row["uid"]) for row in candidates}
+    parts = {shard: published_image(workspace, made, shard, uid) for shard, uid in sorted(images)}
     rows = [{**row, **verdict_of(row, parts[row["shard"]])} for row in candidates]
     rules = next((part.rules for part in parts.values() if part is not None), None)
     where, others = (None, {}) if rules is None else (rules.where, further_rules(rules))
