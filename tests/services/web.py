@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 Mood = Literal["well", "429", "500", "slow", "cut"]
 
 RETRY_AFTER = "2"
@@ -58,7 +59,14 @@ class Web(ThreadingHTTPServer):
 @contextmanager
 def web(folder: Path) -> Iterator[Web]:
     """A running web, well at first."""
-    with Web(folder) as server:
+    with serving(Web(folder)) as server:
+        yield server
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Runs any server of a test in a thread, for the length of a with block."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:

@@ -1,7 +1,6 @@
 """A deny list and a table that is streamed: how many rows come at a time decides nothing, and nothing denied stays."""
 
 import io
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from services.web import serving
 
 from blip_core.data import sorting, table_formats
 from blip_core.data.cutting import DownloadPlan
@@ -60,10 +60,8 @@ class Site(ThreadingHTTPServer):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Site() as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with serving(Site()) as server:
         yield server
-        server.shutdown()
 
 
 class Table(NamedTuple):

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from services.web import serving
 
 from blip_core.data.budget import Budget, Refusal
 from blip_core.data.fetch_process import LIMITS_VARIABLE
@@ -69,10 +70,8 @@ class Site(ThreadingHTTPServer):
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    with Site() as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with serving(Site()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)

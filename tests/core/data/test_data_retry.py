@@ -1,7 +1,6 @@
 """What failed for a passing reason is tried again later: what is settled comes in once, and nothing else changes."""
 
 import io
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from services.web import serving
 
 from blip_core.corpus.catalog import build_catalog
 from blip_core.corpus.forget import forget
@@ -74,11 +74,9 @@ def picture(path: str) -> bytes:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    with pytest.MonkeyPatch.context() as environment, Site() as server:
+    with pytest.MonkeyPatch.context() as environment, serving(Site()) as server:
         environment.setenv("no_proxy", "127.0.0.1")
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from services.web import serving
 
 from blip_core.data.budget import Refusal
 from blip_core.data.download import DownloadConfig, download_shard, plan_shards
@@ -92,11 +93,9 @@ class Site(ThreadingHTTPServer):
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with Site() as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with serving(Site()) as server:
         yield server
         server.pours = 0
-        server.shutdown()
 
 
 def outcome(site: Site, *paths: str, limits: Limits = LIMITS) -> list[str]:
@@ -170,11 +169,9 @@ def test_redirects_are_followed_and_end_as_rfc_9309_says(site: Site) -> None:
     assert 1 < site.asked["/robots.txt"] <= 1 + MAX_REDIRECTS
     site.leads, site.rules = "file:///etc/passwd", b""
     assert outcome(site, "/private/a") == ["page"]
-    with Site() as other:
-        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+    with serving(Site()) as other:
         site.leads = other.url("/robots.txt")
         assert outcome(site, "/private/a", "/a") == ["robots_txt", "page"]
-        other.shutdown()
 
 
 def test_a_page_that_leads_to_where_robots_forbid_it_is_not_followed(site: Site) -> None:
@@ -183,11 +180,9 @@ def test_a_page_that_leads_to_where_robots_forbid_it_is_not_followed(site: Site)
             status, leads = (404, "") if self.path == "/robots.txt" else (302, site.url("/private/x"))
             self._say(status, b"", Location=leads)
 
-    with Site() as other:
+    with serving(Site()) as other:
         other.RequestHandlerClass = Leading
-        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
         assert outcome(other, "/a") == ["robots_txt"]
-        other.shutdown()
     assert site.asked == Counter(["/robots.txt"])
 
 
