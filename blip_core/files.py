@@ -177,6 +177,12 @@ def _added(account: dict[str, float], name: str, amount: float) -> dict[str, flo
     return {**account, name: round(account.get(name, 0) + amount, 3)}
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(*values: Any) -> str:
     """16 hexadecimal digits that change when any of the JSON-like values does."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from blip_core import stores
 from blip_core.errors import WorkspaceError
-from blip_core.files import TEMPORARY, append_text, atomic_file, read_json, sweep, write_json
+from blip_core.files import TEMPORARY, append_text, atomic_file, file_digest, read_json, sweep, write_json
 
 MANIFEST, CHECKSUMS, NOTES = "export.json", "SHA256SUMS", ".progress.jsonl"
 
@@ -62,7 +62,7 @@ def write_file(folder: Path, name: str, write: Callable[[Path], int]) -> Written
         )
     with atomic_file(path) as temporary:
         pairs = write(temporary)
-        written = Written(name, pairs, temporary.stat().st_size, digest(temporary))
+        written = Written(name, pairs, temporary.stat().st_size, file_digest(temporary))
         _note(folder / NOTES, written)
     return written
 
@@ -85,12 +85,6 @@ def finish(folder: Path, about: dict[str, Any], files: list[Written], index: str
             temporary.write_text(sums, encoding="utf-8")
     (folder / NOTES).unlink(missing_ok=True)
     sweep(folder)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a local file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(folder: Path) -> Iterator[Path]:

@@ -20,12 +20,12 @@ from blip_core import stores
 from blip_core.corpus.across import IMAGE_SCHEMA, comparing
 from blip_core.corpus.rules import PublishConfig
 from blip_core.corpus.schemas import ANNOTATION_VERSION, FINGERPRINT_KEY, part_writer
-from blip_core.corpus.selection import digest_of_file, read_candidates
+from blip_core.corpus.selection import read_candidates
 from blip_core.corpus.verdicts import LEFT_OUT_SCHEMA, judge_alone
 from blip_core.data.denied import read_denied
 from blip_core.data.shards import check_part
 from blip_core.errors import ShardError
-from blip_core.files import fingerprint
+from blip_core.files import file_digest, fingerprint
 from blip_core.workspace import Round, Workspace
 
 LEFT_OUT_VERSION = "left_out/1"
@@ -91,7 +91,7 @@ def _mark(made: Round, names: Sequence[str], config: PublishConfig) -> str:
 
 def _digest(part: Path) -> str:
     try:
-        return digest_of_file(part)
+        return file_digest(part)
     except FileNotFoundError as error:
         raise ShardError(
             f"{part}: not found; publish compares the images of all shards, and needs it: capfilt annotate makes it"

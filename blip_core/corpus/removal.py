@@ -4,7 +4,6 @@ What is left of it is as it was, its fingerprint included, so that it goes on st
 part is what the step would have written without those rows.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from blip_core.data.shards import (
     write_shard,
 )
 from blip_core.errors import ShardError
-from blip_core.files import atomic_file
+from blip_core.files import atomic_file, file_digest
 
 ARROW_KEY = b"ARROW:schema"
 
@@ -114,10 +113,7 @@ def annotation_digest(path: Path) -> str:
     """sha256 of an annotation part; of one that rows were taken out of, as it was first."""
     with _open(path) as parquet:
         before = _own_metadata(parquet).get(BEFORE_KEY)
-    if before is not None:
-        return before
-    with path.open("rb") as part:
-        return hashlib.file_digest(part, "sha256").hexdigest()
+    return file_digest(path) if before is None else before
 
 
 def _counted(before: pa.Table, kept: pa.Table, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -201,12 +201,6 @@ def digest_of(left_out: pa.Table | None) -> str | None:
     return None if left_out is None else fingerprint(left_out.select(LEFT_OUT_SCHEMA.names).to_pydict())
 
 
-def digest_of_file(path: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _image_size(data: bytes) -> tuple[int, int] | None:
     """Width and height as shown (after EXIF orientation), from the header alone; None where it is no image."""
     try:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from blip_core import stores
 from blip_core.data.denied import read_denied, veil_rows
 from blip_core.data.known import KnownTexts, known_urls, trimmed
-from blip_core.data.shards import SETTINGS_KEY, read_shard
+from blip_core.data.shards import read_shard, settings_of
 from blip_core.data.tables import WebTable
 from blip_core.data.web_rows import open_web_table
 from blip_core.files import fingerprint
@@ -112,8 +112,7 @@ def _standing(workspace: Workspace, settings: str) -> KnownTexts:
 
 def _uids(path: Path, settings: str) -> pa.ChunkedArray:
     table = read_shard(path, ["uid"])
-    of_these = (table.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() == settings
-    return table["uid"] if of_these else table["uid"].slice(0, 0)
+    return table["uid"] if settings_of(table) == settings else table["uid"].slice(0, 0)
 
 
 def _shard_name(rows: pa.Table, settings: str) -> str:

@@ -43,6 +43,7 @@ from blip_core.data.shards import (
     SHARD_VERSION,
     TRANSIENT,
     read_shard,
+    settings_of,
     write_shard,
 )
 from blip_core.data.tables import WebTable
@@ -203,7 +204,7 @@ def read_plan(path: Path, name: str, config: DownloadConfig) -> pa.Table:
         rows = pq.read_table(stores.readable(path), partitioning=None)
     except stores.errors(pa.ArrowException) as error:
         raise DownloadError(f"shard {name}: {path} is no plan of a shard ({error}); plan the shards again") from error
-    if (rows.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() != settings_hash(config):
+    if settings_of(rows) != settings_hash(config):
         raise DownloadError(f"shard {name}: was planned with other download settings; plan the shards again")
     return rows
 

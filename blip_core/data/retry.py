@@ -31,7 +31,7 @@ from blip_core.data.download import (
 )
 from blip_core.data.fetch import Fetched, Progress, remove_left_folders, temporary_folder
 from blip_core.data.known import known_images
-from blip_core.data.shards import RETRY_PREFIX, SETTINGS_KEY, TRANSIENT, read_shard, write_shard
+from blip_core.data.shards import RETRY_PREFIX, TRANSIENT, read_shard, settings_of, write_shard
 from blip_core.data.tables import WebTable
 from blip_core.data.web_rows import read_web_table
 from blip_core.workspace import Workspace
@@ -52,10 +52,10 @@ def plan_retry(web: WebTable, config: DownloadConfig, workspace: Workspace) -> D
         ShardError: a shard of the workspace is torn.
     """
     remove_left_folders(workspace.scratch / TEMPORARY)
-    failed = failed_rows(workspace, settings_hash(config))
+    settings = settings_hash(config)
+    failed = failed_rows(workspace, settings)
     if web.limit is not None:
         failed = failed.filter(pc.is_in(failed["uid"], value_set=read_web_table(web)["uid"].combine_chunks()))
-    settings = settings_hash(config)
     missing = cut_rows(failed, config.rows_per_shard, settings, RETRY_PREFIX)
     for name, rows in missing.items():
         write_plan(workspace, name, rows, settings)
@@ -87,9 +87,8 @@ def settled_uids(paths: Sequence[Path]) -> set[str]:
 
 def _failed(path: Path, settings: str) -> pa.Table:
     table = read_shard(path, COLUMNS)
-    of_these = (table.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode() == settings
     failed = table.filter(pc.is_in(table["reason"], value_set=pa.array(sorted(TRANSIENT))))
-    return failed.slice(0, failed.num_rows if of_these else 0).replace_schema_metadata(None)
+    return failed.slice(0, failed.num_rows if settings_of(table) == settings else 0).replace_schema_metadata(None)
 
 
 def retry_shard(

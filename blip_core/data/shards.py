@@ -83,6 +83,11 @@ REASONS = {
 TRANSIENT = frozenset({"dns", "connection", "timeout", "interrupted", "overloaded"})
 
 
+def settings_of(table: pa.Table) -> str:
+    """The hash of the download settings that a shard, or the plan of one, was made with; empty where it names none."""
+    return (table.schema.metadata or {}).get(SETTINGS_KEY.encode(), b"").decode()
+
+
 def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, or those columns of it, with its metadata. Raises ShardError as check_part does."""
     try:

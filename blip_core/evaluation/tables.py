@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip_core import stores
-from blip_core.corpus.catalog import quoted
 from blip_core.corpus.retried import any_retried, settled_once
 from blip_core.corpus.rules import REJECTIONS, PublishConfig
 from blip_core.corpus.schemas import ANNOTATION_SCHEMA, CORPUS_SCHEMA
 from blip_core.corpus.selection import published_rules, read_rejections
-from blip_core.corpus.sql import let_reach
+from blip_core.corpus.sql import HOST, let_reach, quoted
 from blip_core.data.shards import SHARD_SCHEMA
 from blip_core.workspace import Workspace
 
@@ -119,9 +118,8 @@ class RoundTables:
 
     def domains(self) -> list[tuple[str, int, int]]:
         """Host, distinct images and texts of the corpus's URLs; the largest first."""
-        host = "lower(regexp_extract(url, '^[^:]+://(?:[^/?#]*@)?(\\[[^\\]]*\\]|[^/?#:]*)', 1))"
         return self._rows(
-            f"SELECT {host} AS host, count(DISTINCT image_sha256), count(*) FROM corpus "  # noqa: S608
+            f"SELECT {HOST} AS host, count(DISTINCT image_sha256), count(*) FROM corpus "  # noqa: S608
             "WHERE url IS NOT NULL GROUP BY host ORDER BY 2 DESC, 1"
         )
 
